@@ -18,6 +18,7 @@ class VisualQuestion:
         image: An image that [`read_row_image`] accepts.
         image_name: Name of the image. Questions about the same image have the same name.
         name: Unique name of the question.
+        kind: What the question is about, such as `MODALITY`, as the dataset states it. Empty if it does not.
     """
 
     question: str
@@ -26,6 +27,7 @@ class VisualQuestion:
     image: Any
     image_name: str
     name: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

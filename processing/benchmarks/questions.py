@@ -31,11 +31,12 @@ def questions_of(
     image_folder: str | Path | None,
     folder_names: Sequence[str],
     facts: dict[str, Any],
+    kind_key: str,
 ) -> list[VisualQuestion]:
     """Return the questions in the rows of a file.
 
-    `image_key` is the key of the image name. The images are in `image_folder`, or by default in a folder next to the
-    file that has one of `folder_names`.
+    `image_key` is the key of the image name, and `kind_key` that of the kind of question, which rows may lack. The
+    images are in `image_folder`, or by default in a folder next to the file that has one of `folder_names`.
     """
     if not rows:
         raise ValueError(f"{file}: no questions of this split.")
@@ -54,5 +55,6 @@ def questions_of(
             raise ValueError(f"{file}: question {row['qid']} is {row['answer_type']!r}, neither OPEN nor CLOSED.")
         name = str(row[image_key])
         texts = str(row["question"]).strip(), str(row["answer"]).strip()
-        questions.append(VisualQuestion(*texts, answer_type, folder / name, name, str(row["qid"])))
+        kind = str(row.get(kind_key) or "").strip()
+        questions.append(VisualQuestion(*texts, answer_type, folder / name, name, str(row["qid"]), kind))
     return questions

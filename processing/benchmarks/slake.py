@@ -22,5 +22,5 @@ def read(
         raise incomplete(path, f"no {_FILES[split]}", facts)
     rows = read_rows(file, ["qid", "img_name", "question", "answer", "answer_type", "q_lang"])
     rows = [row for row in rows if language in (row["q_lang"], "all")]
-    questions = questions_of(rows, file, "img_name", image_folder, ["imgs"], facts)
+    questions = questions_of(rows, file, "img_name", image_folder, ["imgs"], facts, "content_type")
     return Content(questions, [f"Questions of language: {language}."])

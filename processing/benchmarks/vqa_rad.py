@@ -34,4 +34,4 @@ def read(path: Path, split: str, facts: dict[str, Any], *, image_folder: str | P
             raise incomplete(path, f"neither {_FILES[0]} nor {split}set.json", facts)
         rows = read_rows(file, columns)
         note = "The split of trainset.json and testset.json: 3,064 training questions and 451 test questions."
-    return Content(questions_of(rows, file, "image_name", image_folder, _FOLDERS, facts), [note])
+    return Content(questions_of(rows, file, "image_name", image_folder, _FOLDERS, facts, "question_type"), [note])

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 
@@ -310,7 +310,7 @@ def plot_few_shot(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 @_plain_text
-def plot_robustness(found: Mapping[str, Any], path: Path) -> None:
+def plot_robustness(found: Mapping[str, Any], path: Path | BinaryIO) -> None:
     """Plot a metric by the strength of each corruption, from `metrics.robustness` of `results.json`."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     markers = itertools.cycle("osv^D<>pX")
@@ -396,6 +396,6 @@ def _plot_histogram(axes: Any, part: Mapping[str, Any], marks: Sequence[int]) ->
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path | BinaryIO) -> None:
     figure.savefig(path, dpi=130)
     plt.close(figure)

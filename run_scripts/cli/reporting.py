@@ -56,12 +56,17 @@ def show_stage(message: str) -> None:
 
 
 def say_undefined(metrics: Mapping[str, Any]) -> None:
-    """Print why metrics are undefined, one line for each reason in `metrics["undefined"]`."""
+    """Print why metrics are undefined, see [`undefined_lines`]."""
+    for line in undefined_lines(metrics):
+        say(line)
+
+
+def undefined_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return why metrics are undefined, one line for each reason in `metrics["undefined"]`."""
     named: dict[str, list[str]] = {}
     for name, reason in (metrics.get("undefined") or {}).items():
         named.setdefault(reason, []).append(name.replace("_", " "))
-    for reason, names in named.items():
-        say(f"Undefined: {', '.join(names)}: {reason}.")
+    return [f"Undefined: {', '.join(names)}: {reason}." for reason, names in named.items()]
 
 
 @contextmanager

@@ -16,6 +16,16 @@ from .bootstrap import Metric, metrics_with_intervals, ratio
 
 Similarity = Callable[[str, str], float]
 INSTALL = "pip install rouge-score, or 'biomedclip[evaluate]'"
+# How captions are split: without labels, with those of the annotation, and with those that the detector read.
+MODES = {"caption_alone": "caption alone", "gold_labels": "gold labels", "read_labels": "read labels"}
+SHOWN_METRICS = {
+    "label_f1": "F1 of labels",
+    "label_f1_of_captions": "mean F1 of captions",
+    "rouge_l": "ROUGE-L",
+    "rouge_l_with_context": "ROUGE-L with context",
+    "word_similarity": "word similarity",
+    "word_similarity_with_context": "word similarity with context",
+}
 
 
 def load_rouge_l() -> Similarity:

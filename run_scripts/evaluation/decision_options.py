@@ -16,7 +16,7 @@ OF_VALIDATION = ("calibrate", "sensitivity", "specificity", "coverage")
 class DecisionOptions:
     """Options of the report, and of what is fitted on the validation split and measured on another one."""
 
-    report: bool = option(False, "Write report.html: metrics, plots, errors and subgroups on one page (default: no).")
+    report: bool = option(False, "Write report.html: metrics, plots and the worst errors on one page (default: no).")
     subgroup_column: list[str] = option(
         [], "Columns of own data, such as sex or device. The metrics of each of their values are reported."
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from biomedclip.processing.images.reading import read_row_image
-from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
+from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts, expected_ranks
 
 from ..cli.plots import Answer, Query, plot_answers, plot_retrieved_images
 from .pairs import EmbeddedPairs
@@ -47,10 +47,32 @@ def find_examples(
     `counts` are those of [`count_ranks`]. If there are fewer pairs than `number`, all are chosen.
     """
     texts = len(embedded.texts)
-    image_of_text = torch.arange(texts) if embedded.image_of_text is None else embedded.image_of_text
-    first_text = torch.zeros(len(embedded.images), dtype=torch.int64)
-    first_text.scatter_reduce_(0, image_of_text, torch.arange(texts), "amin", include_self=False)
     chosen = draw_pool(texts, min(number, texts), seed=seed)
+    image_of_text = _image_of_text(embedded)
+    images = list(dict.fromkeys(image_of_text[chosen].tolist()))  # pairs with the same image form one query
+    return retrieve(embedded, counts, dict(zip(DIRECTIONS, (images, chosen), strict=True)))
+
+
+def find_worst(embedded: EmbeddedPairs, counts: Mapping[str, RankCounts], number: int) -> dict[str, list[Example]]:
+    """Retrieve candidates for the queries whose correct candidate has the highest rank, the worst query first.
+
+    Queries whose correct candidate is the first one are left out.
+    """
+    worst = {}
+    for direction in DIRECTIONS:
+        ranks = expected_ranks(counts[direction])
+        order = ranks.sort(descending=True, stable=True).indices[:number].tolist()
+        worst[direction] = [query for query in order if ranks[query] > 1]
+    return retrieve(embedded, counts, worst)
+
+
+def retrieve(
+    embedded: EmbeddedPairs, counts: Mapping[str, RankCounts], queries: Mapping[str, Sequence[int]]
+) -> dict[str, list[Example]]:
+    """Retrieve captions for images and images for captions. `queries` are their numbers by direction."""
+    image_of_text = _image_of_text(embedded)
+    first_text = torch.zeros(len(embedded.images), dtype=torch.int64)
+    first_text.scatter_reduce_(0, image_of_text, torch.arange(len(embedded.texts)), "amin", include_self=False)
     of_images = [
         _example(
             row=embedded.rows[first_text[image]],
@@ -60,7 +82,7 @@ def find_examples(
             rank=_rank(counts["image_to_text"], image),
             top=TOP["image_to_text"],
         )
-        for image in dict.fromkeys(image_of_text[chosen].tolist())  # pairs with the same image form one query
+        for image in queries["image_to_text"]
     ]
     of_texts = [
         _example(
@@ -71,9 +93,13 @@ def find_examples(
             rank=_rank(counts["text_to_image"], text),
             top=TOP["text_to_image"],
         )
-        for text in chosen
+        for text in queries["text_to_image"]
     ]
     return dict(zip(DIRECTIONS, (of_images, of_texts), strict=True))
+
+
+def _image_of_text(embedded: EmbeddedPairs) -> torch.Tensor:
+    return torch.arange(len(embedded.texts)) if embedded.image_of_text is None else embedded.image_of_text
 
 
 def _example(
@@ -136,15 +162,15 @@ def _query(example: Example, pairs: Any, direction: str) -> Query:
 
     content, answer = (image, caption) if direction == "image_to_text" else (caption, image)
     rows = [(pairs[candidate.row], candidate) for candidate in example.candidates]
-    answers = [Answer(answer(row), found.score, found.right, _source(row), found.rank) for row, found in rows]
+    answers = [Answer(answer(row), found.score, found.right, source_of(row), found.rank) for row, found in rows]
     query = pairs[example.row]
-    return Query(content(query), answers, _source(query))
+    return Query(content(query), answers, source_of(query))
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("pair_id", "pmcid", "license") if name in row}
 
 
-def _source(row: Mapping[str, Any]) -> str:
+def source_of(row: Mapping[str, Any]) -> str:
     """Return the article and the license of a row, if they are known."""
     return ", ".join(str(row[name]) for name in ("pmcid", "license") if row.get(name))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,24 @@ from ..panel_rows.detectors import PACKAGED, X_Y_CUT, Detector, check_detector, 
 from ..panel_rows.rows import COLUMNS, find_panels, row_of
 from ..panel_rows.types import check_type_model, load_type_model, with_zero_shot_types
 from .bootstrap import undefined_metrics
-from .caption_metrics import Similarity, caption_metrics, load_rouge_l
+from .caption_metrics import MODES, SHOWN_METRICS, Similarity, caption_metrics, load_rouge_l
 from .panel_metrics import MeasuredFigure, panel_metrics
 from .predictions import PredictionTable
+from .report.panels import write_panel_report
 from .run import Run, note_if_few, with_interval
 
 
 PANELS = "panels"
 NO_DETECTOR = "captions alone"
 PREDICTIONS = "panels.jsonl"
-OF_IMAGES = ("model", "detector", "device", "batch_size", "workers")  # options that have an effect with --images only
+OF_IMAGES = (
+    "model",
+    "detector",
+    "device",
+    "batch_size",
+    "workers",
+    "report",
+)  # options that have an effect with --images only
 PREDICTED = pa.schema(
     [
         ("file", pa.string()),
@@ -47,16 +56,6 @@ PREDICTED = pa.schema(
         ("group", pa.string()),
     ]
 )
-# How captions are split: without labels, with those of the annotation, and with those that the detector read.
-MODES = {"caption_alone": "caption alone", "gold_labels": "gold labels", "read_labels": "read labels"}
-SHOWN = {
-    "label_f1": "F1 of labels",
-    "label_f1_of_captions": "mean F1 of captions",
-    "rouge_l": "ROUGE-L",
-    "rouge_l_with_context": "ROUGE-L with context",
-    "word_similarity": "word similarity",
-    "word_similarity_with_context": "word similarity with context",
-}
 
 
 @dataclass(frozen=True)
@@ -170,6 +169,7 @@ def evaluate_panels(run: Run) -> dict[str, Any] | None:
         settings={"images": run.options.images, **({"type_model": detector.types} if detector.types else {})},
         predictions=PredictionTable([_prediction(figure) for figure in measured], PREDICTED) if measured else None,
         also=f", the panels of each figure in {run.output_dir / PREDICTIONS}" if data.figures else "",
+        report=partial(write_panel_report, figures=measured),
     )
 
 
@@ -279,7 +279,7 @@ def show_panels(metrics: dict[str, Any], detector: str) -> None:
 def show_captions(metrics: dict[str, Any]) -> None:
     """Print how captions are split, without labels, with those of the annotation, and with those that were read."""
     modes = [mode for mode in MODES if mode in metrics]
-    rows = [(label, *(metrics[mode][name] for mode in modes)) for name, label in SHOWN.items()]
+    rows = [(label, *(metrics[mode][name] for mode in modes)) for name, label in SHOWN_METRICS.items()]
     show_table(
         f"Sub-captions of {metrics['captions']:,} captions (intervals are in results.json)",
         rows,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +34,13 @@ from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_ta
 from .bootstrap import bootstrap_means, is_constant, percentile_interval
 from .dual_encoders import BIOVIL, DualEncoder
 from .exact_intervals import exact_interval
-from .examples import find_examples, write_examples
+from .examples import find_examples, find_worst, write_examples
 from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
 from .pools import draw_pool, number_of_draws
 from .predictions import PredictionTable, Rows
+from .report.gallery import SHOWN
+from .report.retrieval import write_retrieval_report
 from .run import Run, note_if_few, with_interval
 
 
@@ -88,8 +91,8 @@ def read_pairs(options: Any) -> tuple[RetrievalBenchmark | None, Any]:
     elif not is_built(options.data, options):
         return None, _own_pairs(options)
     columns = ["pair_id", "pmcid", "image", "caption"]
-    if options.examples and "license" in column_names(options.data, options.split):
-        columns.append("license")  # the plots reproduce figures of articles
+    if (options.examples or options.report) and "license" in column_names(options.data, options.split):
+        columns.append("license")  # plots and the report reproduce figures of articles
     if options.image_id and options.image_id not in columns:
         columns.append(options.image_id)
     pairs: Any = load_pmc15m(options.data, options.split, streaming=False, columns=columns, decode=False)
@@ -168,6 +171,13 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         if options.examples > size:
             notes.append(f"--examples {options.examples}: there are only {size} pairs, and all are examples.")
         say(f"Examples in {run.output_dir}: {', '.join(dict.fromkeys(entry['file'] for entry in examples))}")
+    report = None
+    if options.report:
+        worst = find_worst(first, pools[0].counts, SHOWN) if pools[0].counts is not None else {}
+        candidates = dict(zip(DIRECTIONS, (len(first.texts), len(first.images)), strict=True))
+        report = partial(
+            write_retrieval_report, counts=pools[0].counts, candidates=candidates, worst=worst, pairs=pairs
+        )
     return run.write(
         encoder,
         data={
@@ -187,6 +197,7 @@ def evaluate_retrieval(run: Run) -> dict[str, Any] | None:
         },
         predictions=ranks_of_queries(pools[0], [names[row] for row in first.rows.tolist()]),
         examples=examples,
+        report=report,
     )
 
 

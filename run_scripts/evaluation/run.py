@@ -5,8 +5,9 @@ import datetime
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +99,7 @@ class Run:
         also: str = "",
         examples: Sequence[Mapping[str, Any]] = (),
         published: Sequence[PublishedModel] | None = None,
+        report: Callable[[Path, Mapping[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Write `results.json` and the predictions, print the notes, and return the content of `results.json`.
 
@@ -107,7 +109,8 @@ class Run:
         contains the values of all published models. The argument `published` replaces them. `settings` contains what
         the metrics depend on in this task. `predictions` has a row for each image, query or question. `decisions` are
         the results of [`decide`], and `subgroups` those of [`measure_subgroups`]. `damaged` is the plural noun for the
-        entries of `data["damaged"]`, and `also` lists other files of the results.
+        entries of `data["damaged"]`, and `also` lists other files of the results. `report` writes the page of
+        `--report` by its path and the content of `results.json`. By default, it is the one of a classification.
         """
         if data["damaged"]:
             names = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:SHOWN_DAMAGED])
@@ -155,10 +158,14 @@ class Run:
             table = predictions.table() if isinstance(predictions, Predictions) else predictions
             write_predictions(self.output_dir, table)
         write_json(self.output_dir / "results.json", results)
-        if getattr(self.options, "report", False) and isinstance(predictions, Predictions):
-            from .report.classification import write_report  # imports this module and matplotlib
+        if getattr(self.options, "report", False):
+            if report is None and isinstance(predictions, Predictions):
+                from .report.classification import write_report  # imports this module and scikit-learn
 
-            write_report(self.output_dir / REPORT, results, predictions)
+                report = partial(write_report, predictions=predictions)
+            if report is None:
+                raise TypeError(f"{task} has no report.")
+            report(self.output_dir / REPORT, results)
             also = f", {REPORT}{also}"
         say(f"Results in {self.output_dir / 'results.json'}{f', {PARQUET} and {CSV}' if predictions else ''}{also}")
         return results
@@ -195,7 +202,8 @@ def note_if_few_drawn(images: int, groups: Sequence[str] | None) -> list[str]:
 
 def metric_words(name: str) -> str:
     """Return the name of a metric as words."""
-    return name.replace("_", " ").replace("auroc", "AUROC")
+    words = {"auroc": "AUROC", "f1": "F1", "imageclef": "ImageCLEF"}
+    return " ".join(words.get(word, word) for word in name.split("_"))
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:

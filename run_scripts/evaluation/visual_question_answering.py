@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from .features import FEATURES
 from .parts import Part, Parts
 from .predictions import PredictionTable
 from .question_examples import write_examples
+from .question_kinds import measure_kinds, show_kinds
+from .report.questions import write_question_report
 from .run import Run, with_interval
 
 
@@ -100,10 +103,13 @@ def evaluate_questions(run: Run) -> dict[str, Any] | None:
     show_answers(metrics, benchmark, options.f1_tokenizer)
     if leaks is not None:
         say(f"{leaks['leaked']:,} of {leaks['test_images']:,} images are, or look like, images of the training split.")
+    kinds = measure_kinds(answers, {question.name: question.kind for question in benchmark.questions}, options.seed)
+    show_kinds(kinds)
     write_answers(output_dir / ANSWERS, answers)
     examples = []
     if options.examples:
         examples = write_examples(answers, benchmark, options.examples, options.seed, output_dir)
+    images = {question.image_name: question.image for question in benchmark.questions}
     return run.write(
         answerer,
         data={
@@ -121,6 +127,8 @@ def evaluate_questions(run: Run) -> dict[str, Any] | None:
         damaged="questions",
         also=f", each answer in {output_dir / ANSWERS}",
         examples=examples,
+        subgroups=kinds,
+        report=partial(write_question_report, answers=answers, images=images),
     )
 
 

@@ -13,6 +13,7 @@ from ..run import with_interval
 from .gallery import SHOWN, Entry, gallery, ranked, verdict
 from .page import confusion_table, heading, paragraph, plot, table, write_page
 from .plots import plot_curves, plot_reliability
+from .robustness import robustness
 from .sections import environment, introduction, metrics_table, notes, prompts, subgroups, title_of
 
 
@@ -42,6 +43,7 @@ def write_report(path: Path, results: Mapping[str, Any], predictions: Prediction
         _plots(results, predictions, truth),
         _decisions(results.get("decisions") or {}),
         subgroups(results.get("subgroups") or {}, _METRICS),
+        robustness(results["metrics"]),
         _galleries(predictions, truth),
         prompts(results["settings"]),
         environment(results),

@@ -11,7 +11,7 @@ from ...embedding.thumbnails import data_url, jpeg
 
 
 SHOWN = 25  # images in each gallery
-_SIDE = 180  # pixels of a thumbnail
+SIDE = 180  # largest width and height of a thumbnail in pixels
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,41 @@ class Entry:
         image: The image, in any form that [`read_row_image`] accepts, or None.
         alt: Text that replaces the image for people who do not see it.
         caption: HTML below the image.
+        kind: `correct` for a green frame, or nothing.
     """
 
     image: Any
     alt: str
     caption: str
+    kind: str = ""
 
 
-def gallery(entries: Iterable[Entry]) -> str:
-    """Return thumbnails with their captions."""
-    return f'<div class="images">{"".join(map(_figure, entries))}</div>'
+def gallery(entries: Iterable[Entry], kind: str = "", side: int = SIDE) -> str:
+    """Return thumbnails with their captions. `kind` is `large` or nothing, and `side` the pixels of a thumbnail."""
+    figures = "".join(_figure(entry, side) for entry in entries)
+    return f'<div class="{f"images {kind}".strip()}">{figures}</div>'
 
 
-def _figure(entry: Entry) -> str:
-    image = f'<div class="image">{thumbnail(entry.image, entry.alt)}</div>'
-    return f"<figure>{image}<figcaption>{entry.caption}</figcaption></figure>"
+def strip(entries: Iterable[Entry], side: int = SIDE) -> str:
+    """Return up to four thumbnails in a row."""
+    return f'<div class="strip">{"".join(_figure(entry, side) for entry in entries)}</div>'
 
 
-def thumbnail(image: Any, alt: str) -> str:
+def cards(contents: Iterable[str]) -> str:
+    """Return boxes with HTML content, each wider than a thumbnail."""
+    return f'<div class="cards">{"".join(f"""<div class="card">{content}</div>""" for content in contents)}</div>'
+
+
+def _figure(entry: Entry, side: int) -> str:
+    image = f'<div class="image">{thumbnail(entry.image, entry.alt, side)}</div>'
+    kind = f' class="{entry.kind}"' if entry.kind else ""
+    return f"<figure{kind}>{image}<figcaption>{entry.caption}</figcaption></figure>"
+
+
+def thumbnail(image: Any, alt: str, side: int = SIDE) -> str:
     """Return a small image. Instead of one that cannot be read, for example because it was changed, return a text."""
     try:
-        small = jpeg(read_row_image(image), _SIDE)
+        small = jpeg(read_row_image(image), side)
     except (ValueError, OSError, ImportError):
         return '<span class="muted">no image</span>'
     return f'<img src="{data_url(small)}" alt="{literal(alt)}">'

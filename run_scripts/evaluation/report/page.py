@@ -39,12 +39,30 @@ figure .image { height: 9rem; display: flex; align-items: center; justify-conten
 figure img { width: 100%; height: 9rem; object-fit: contain; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 figcaption ol { margin: .2rem 0 0; padding-left: 1.3rem; }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
+.large .image, .large img { height: 17rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: .8rem; }
+.card { border: 1px solid #d0d0d0; border-radius: 6px; padding: .5rem .8rem; break-inside: avoid; min-width: 0;
+  overflow-wrap: anywhere; font-size: .9rem; }
+.card p, .card ol { margin: .2rem 0 .5rem; }
+.card ol { padding-left: 1.6rem; }
+.card ol li { padding-left: .2rem; }
+.beside { display: grid; grid-template-columns: 9rem minmax(0, 1fr); gap: .8rem; }
+.beside img { max-width: 100%; max-height: 12rem; }
+.strip { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .4rem; }
+.strip figure { padding: .2rem; }
+.strip .image, .strip img { height: 7rem; }
+figure.correct { border: 2px solid #166534; }
+.legend span { display: inline-block; width: 1.6rem; height: .7rem; border: 3px solid; margin-right: .3rem;
+  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .right { color: #166534; }
 .wrong { color: #9a3412; }
 .muted { color: #595959; }
 footer { margin-top: 2rem; color: #595959; font-size: .85rem; }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } h2 { break-after: avoid; }
+@media print { html { font-size: 11px; } body { max-width: none; padding: 0; font-size: 1rem; }
+  h2, h2 + p { break-after: avoid; }
   table, img.plot { break-inside: avoid; } .images { grid-template-columns: repeat(5, 1fr); }
+  .large { grid-template-columns: repeat(3, 1fr); } .cards { grid-template-columns: repeat(2, 1fr); }
   .wide { overflow: visible; } }
 """
 
@@ -94,18 +112,24 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -
     )
 
 
-def confusion_table(caption: str, classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
-    """Return a confusion matrix with true classes in rows. The color of a cell is its fraction of the row."""
-    head = "".join(f'<th scope="col">{literal(label)}</th>' for label in classes)
+def confusion_table(
+    caption: str, classes: Sequence[str], matrix: Sequence[Sequence[int]], predicted: Sequence[str] | None = None
+) -> str:
+    """Return a confusion matrix with true classes in rows. The color of a cell is its fraction of the row.
+
+    `predicted` are the classes of the columns if they are not those of the rows.
+    """
+    columns = classes if predicted is None else predicted
+    head = "".join(f'<th scope="col">{literal(label)}</th>' for label in columns)
     lines = []
-    for true, row in enumerate(matrix):
+    for true, row in zip(classes, matrix, strict=True):
         total = sum(row)
         cells = ""
-        for given, count in enumerate(row):
+        for given, count in zip(columns, row, strict=True):
             share = count / total if total else 0
             color = "22, 101, 52" if true == given else "154, 52, 18"
             cells += f'<td style="background: rgba({color}, {0.45 * share:.2f})">{count:,}</td>'
-        lines.append(f'<tr><th scope="row">{literal(classes[true])}</th>{cells}</tr>')
+        lines.append(f'<tr><th scope="row">{literal(true)}</th>{cells}</tr>')
     return (
         f'<div class="wide"><table class="matrix"><caption>{literal(caption)}</caption><thead><tr>'
         f'<th scope="col">true</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

@@ -1,26 +1,19 @@
-"""Plots of the reports, as PNG images: curves, reliability and abstention."""
+"""Plots of the report of a classification, as PNG images: curves, reliability and abstention."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
-
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from biomedclip.model_cards.escaping import one_line
 
 from ...cli.fonts import fonts_for
+from .figures import plain_text, png_of, short
 
 
 MOST_CURVES = 10
-_LONGEST = 24  # characters of a label in a legend
-_plain_text = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
 
 
 def curves_of(probabilities: np.ndarray, truth: np.ndarray, positive: int) -> list[tuple[int, np.ndarray]]:
@@ -43,7 +36,7 @@ def curves_of(probabilities: np.ndarray, truth: np.ndarray, positive: int) -> li
     return [(number, scores) for _, number, scores in sorted(worst, key=lambda entry: entry[1])]
 
 
-@_plain_text
+@plain_text
 def plot_curves(probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[str], positive: int) -> bytes | None:
     """Plot ROC and precision-recall curves. Return None if no class has a curve."""
     curves = curves_of(probabilities, truth, positive)
@@ -53,7 +46,7 @@ def plot_curves(probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[
         figure, (roc, recall) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
         for number, scores in curves:
             is_class = truth == number
-            name = _short(classes[number])
+            name = short(classes[number])
             false_rate, true_rate, _ = roc_curve(is_class, scores)
             (line,) = roc.plot(false_rate, true_rate, label=f" {name}: {roc_auc_score(is_class, scores):.3f}")
             precision, recalled, _ = precision_recall_curve(is_class, scores)
@@ -65,12 +58,15 @@ def plot_curves(probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, with AUROC")
         recall.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall, with average precision")
         _fractions_on_both_axes(roc, recall)
-        return _png(figure)
+        return png_of(figure)
 
 
-@_plain_text
-def plot_reliability(decisions: Mapping[str, Any]) -> bytes | None:
-    """Plot accuracy by confidence, before and after calibration, and accuracy by coverage."""
+@plain_text
+def plot_reliability(decisions: Mapping[str, Any], counted: str = "images") -> bytes | None:
+    """Plot accuracy by confidence, before and after calibration, and accuracy by coverage.
+
+    `counted` is what the model predicts, as a plural noun.
+    """
     if "abstention" not in decisions:
         return None
     figure, (reliability, coverage) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
@@ -84,12 +80,12 @@ def plot_reliability(decisions: Mapping[str, Any]) -> bytes | None:
     reliability.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfect")
     reliability.set(xlabel="mean confidence of a bin", ylabel="accuracy", title="Reliability (bins of equal size)")
     curve = decisions["abstention"]["curve"]
-    coverage.plot(curve["coverage"], curve["accuracy"], label="the most confident images")
+    coverage.plot(curve["coverage"], curve["accuracy"], label=f"the most confident {counted}")
     accuracy = 1 - decisions["abstention"]["aurc_of_random_order"]
-    coverage.axhline(accuracy, color="0.5", linestyle="--", linewidth=1, label="all images")
-    coverage.set(xlabel="fraction of the images that are answered", ylabel="accuracy", title="Abstention")
+    coverage.axhline(accuracy, color="0.5", linestyle="--", linewidth=1, label=f"all {counted}")
+    coverage.set(xlabel=f"fraction of the {counted} that are answered", ylabel="accuracy", title="Abstention")
     _fractions_on_both_axes(reliability, coverage)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _fractions_on_both_axes(*plots: Any) -> None:
@@ -97,15 +93,3 @@ def _fractions_on_both_axes(*plots: Any) -> None:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-
-
-def _short(label: str) -> str:
-    text = one_line(label)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-    return file.getvalue()

@@ -6,7 +6,7 @@ from typing import Any
 
 from biomedclip.model_cards.model_card import TASKS
 
-from ...cli.reporting import UNDEFINED
+from ...cli.reporting import UNDEFINED, undefined_lines
 from ..run import metric_words, with_interval
 from .page import MOST_ROWS, bullets, heading, paragraph, table
 
@@ -23,7 +23,7 @@ LEAKS = {
 
 def title_of(results: Mapping[str, Any]) -> str:
     """Return the title of a page: the task and the data."""
-    task = TASKS.get(results["task"], (results["task"],))[0]
+    task = TASKS.get(results["task"], (results["task"].capitalize(),))[0]
     return f"{task} on {results['benchmark'] or Path(results['data']['path']).name}"
 
 
@@ -36,8 +36,7 @@ def notes(results: Mapping[str, Any], damaged: str = "images") -> str:
     """Return the notes, undefined metrics, what could not be read, and leaks. `damaged` is a plural noun."""
     data = results["data"]
     found = list(data["notes"])
-    undefined = results["metrics"].get("undefined") or {}
-    found += [f"Undefined: {name.replace('_', ' ')}: {reason}." for name, reason in undefined.items()]
+    found += undefined_lines(results["metrics"])
     if data["damaged"]:
         first = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:5])
         found.append(f"{len(data['damaged']):,} {damaged} cannot be read and are excluded, such as {first}.")
@@ -63,8 +62,8 @@ def _leaks(leaks: Mapping[str, Any] | None) -> str:
 def metrics_table(
     metrics: Mapping[str, Any],
     baselines: Mapping[str, float | None],
-    baseline: str,
-    paper: Mapping[str, Any],
+    baseline: str = "",
+    paper: Mapping[str, Any] | None = None,
     caption: str = "Metrics, with bootstrap intervals over patients or images",
 ) -> str:
     """Return a table of metrics with 95 % intervals, a baseline, and published values if there are any.
@@ -72,7 +71,7 @@ def metrics_table(
     Args:
         metrics: Metrics, with the interval of `name` as `name_interval`.
         baselines: The metrics to show, each with the value of the baseline.
-        baseline: What the baseline is, such as `always the most frequent class`.
+        baseline: What the baseline is, such as `always the most frequent class`. Without it, none is shown.
         paper: Published values, keyed like `metrics`.
         caption: Caption of the table.
     """
@@ -81,13 +80,17 @@ def metrics_table(
         interval = metrics.get(f"{name}_interval")
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "-"
         value = UNDEFINED if metrics[name] is None else metrics[name]
-        rows.append((metric_words(name), value, shown, of_baseline, *([paper.get(name)] if paper else [])))
-    columns = ["metric", "value", "95 % interval", baseline, *(["paper"] if paper else [])]
+        also = [of_baseline] if baseline else []
+        rows.append((metric_words(name), value, shown, *also, *([paper.get(name)] if paper else [])))
+    columns = ["metric", "value", "95 % interval", *([baseline] if baseline else []), *(["paper"] if paper else [])]
     return table(caption, columns, rows)
 
 
-def subgroups(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Return a table for each column of subgroups, as [`measure_subgroups`] returns them, with the metrics `names`."""
+def subgroups(found: Mapping[str, Mapping[str, Any]], names: Sequence[str], counted: str = "images") -> str:
+    """Return a table for each column of subgroups, as [`measure_subgroups`] returns them, with the metrics `names`.
+
+    `counted` is the key of the number of images or questions.
+    """
     if not found:
         return ""
     html = heading("Subgroups")
@@ -96,13 +99,13 @@ def subgroups(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> s
         rows = [
             (
                 value,
-                entry["images"],
+                entry[counted],
                 *(with_interval(entry, name) for name in names),
                 *(["few images" if entry["few"] else ""] if few else []),
             )
             for value, entry in values.items()
         ]
-        columns = [column, "images", *map(metric_words, names), *(["warning"] if few else [])]
+        columns = [column, counted, *map(metric_words, names), *(["warning"] if few else [])]
         html += table(f"By {column}, with 95 % intervals", columns, rows)
         if few:
             html += paragraph("Intervals of few images are unreliable. Do not compare these subgroups.", "warning")

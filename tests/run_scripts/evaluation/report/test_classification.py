@@ -1,9 +1,7 @@
-"""`report.html`, as text and in headless Chromium."""
+"""The report of a classification, as text and in headless Chromium."""
 
 import html
-import os
 import re
-import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,17 +9,14 @@ import numpy as np
 import pytest
 from helpers.benchmark_files import drawn_pixels
 from helpers.model_results import read_results
+from helpers.report_pages import HOSTILE, QUOTED, check_in_chromium, check_page, needs_chromium, words_of
 from PIL import Image
 
 from biomedclip.processing.benchmarks.leaks import Leaks
 from biomedclip.run_scripts.evaluation.predictions import softmax_predictions
 from biomedclip.run_scripts.evaluation.report.classification import MOST_CLASSES, write_report
 from biomedclip.run_scripts.evaluation.report.sections import LEAKS
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOSTILE = "<script>window.hacked = 1</script>"
-QUOTED = "\"it's\" <b onload='window.hacked=1'>"
+from biomedclip.run_scripts.evaluation.robustness import summarize_paraphrases
 
 
 @pytest.fixture
@@ -48,13 +43,9 @@ def report(measure, hostile_data, tmp_path) -> str:
 
 
 def test_all_texts_are_escaped_and_nothing_is_loaded(report, tmp_path):
-    assert "<script" not in report and "<b onload" not in report
+    check_page(report)
     assert html.escape(HOSTILE) in report and html.escape(QUOTED) in report
-    assert "default-src &#x27;none&#x27;" in report or "default-src 'none'" in report
-    assert not re.findall(r"""(?:src|href)=["'](?!data:image/)""", report)
-    assert "https://" not in report.replace(html.escape(HOSTILE), "") and len(report) < 3_000_000
-    images = re.findall(r"<img[^>]*>", report)
-    assert len(images) >= 25 and all(re.search(r' alt="[^"]+"', image) for image in images)
+    assert report.count("<img") >= 25
 
 
 def test_the_page_has_the_numbers_of_the_results(report, tmp_path):
@@ -171,30 +162,9 @@ def test_the_baseline_of_balanced_accuracy_is_that_of_the_classes_with_images(tm
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (on Debian: apt-get install chromium)")
+@needs_chromium
 def test_chromium_shows_the_page_offline_on_a_phone_and_as_pdf(report, tmp_path):
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-    with sync_playwright() as driver:
-        environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], env=environment
-        )
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        requests, problems = [], []
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto((tmp_path / "out" / "report.html").as_uri())
-        assert all(url.startswith(("file:", "data:")) for url in requests) and problems == []
-        assert page.evaluate("window.hacked") is None
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        assert page.evaluate(
-            "document.querySelectorAll('table').length === document.querySelectorAll('caption').length"
-        )
-        pdf = page.pdf(format="A4")
-        assert pdf.startswith(b"%PDF") and 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 40
-        browser.close()
+    check_in_chromium(tmp_path / "out" / "report.html", tmp_path)
 
 
 def test_leaks_are_listed_with_the_reason(tmp_path):
@@ -207,3 +177,29 @@ def test_leaks_are_listed_with_the_reason(tmp_path):
         write_report(tmp_path / "report.html", results, found)
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert f"&lt;0&gt;.png and 7.png ({words})" in page
+
+
+def test_robustness_is_in_the_report_if_it_was_measured(tmp_path):
+    found = softmax_predictions(np.eye(2), ["a", "b"], ["a", "b"], files=["0.png", "1.png"])
+    results = results_of(found)
+    entries = [
+        {"strength": 1, "value": 0.5, "accuracy": 0.75, "drop": 0.125, "drop_interval": [0.0625, 0.25]},
+        {"strength": 2, "value": 1.0, "accuracy": None, "drop": None, "drop_interval": None},
+    ]
+    results["metrics"]["robustness"] = {
+        "metric": "accuracy",
+        "clean": 0.875,
+        "mean": 0.75,
+        "corruptions": {"noise": entries},
+    }
+    values = {f"{HOSTILE} {{}}": 0.5, "a photo of {}": 0.625, "{}": None}
+    results["metrics"]["prompt_sensitivity"] = summarize_paraphrases("accuracy", values)
+    write_report(tmp_path / "report.html", results, found)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+    words = words_of(page)
+    assert "Without corruption, accuracy is 0.875. Its mean over all corruptions and strengths is 0.750." in words
+    assert "noise 0.750 undefined" in words and "noise 0.125 [0.062, 0.250] undefined" in words
+    assert "From 0.500 to 0.625, median 0.562, standard deviation 0.088." in words
+    assert words.index("a photo of {} 0.625") < words.index("window.hacked = 1") < words.index("{} undefined")
+    assert page.count("<img") == 2, "of curves and of corruptions"
