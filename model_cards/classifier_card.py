@@ -121,7 +121,7 @@ def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the details of an evaluation that the card states."""
     data, decisions = result["data"], result.get("decisions") or {}
     leaks = data.get("leaks")
-    counts = {name: value for name, value in (leaks or {}).items() if name.startswith("same_")}
+    counts = {name: value for name, value in (leaks or {}).items() if name.startswith(("same_", "similar"))}
     recalls = result["metrics"].get("recall_of_class") or {}
     settings = {name: value for name, value in result["settings"].items() if name != "labels"}
     before, after = decisions.get("before_calibration"), decisions.get("calibration")

@@ -29,7 +29,6 @@ TRAINING = (
 )
 _SETTINGS = ("precision", "batch_size", "seed", "labels", "positive", "label_columns", "uncertain", "blank")
 _DATA = ("split", "fingerprint", "rows", "selection")
-_LEAKS = ("train_images", "test_images", "same_group", "same_name", "same_bytes", "same_picture", "leaked")
 _KEPT = ("schema", "task", "benchmark", "date", "metrics", "decisions", "paper", "seconds", "versions")
 # Options of `evaluate` whose values name files or columns, and the word that a command has instead.
 _HIDDEN = {
@@ -49,6 +48,7 @@ _NOTES = [
         r"The \w+ split was drawn from the training images: [\d,]+ of [\d,]+, [^,]*, seed \d+"
         r"(\. Images of one patient may be in both\.?)?",
         r"Leak: [\d,]+ groups",
+        r"The groups were drawn again with seed \d+",
         r"Leaks are unknown without training images\.",
         r"[\d,]+ of [\d,]+ labels are (uncertain|blank)\. They [a-z0-9 ]+ \(\w+='\w+'\)\.",
         r"Only [\d,]+ [a-z ]+: the (intervals are too narrow|fitted values are uncertain)\.",
@@ -93,7 +93,7 @@ def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dic
         "data": {
             **{name: data[name] for name in _DATA if data.get(name) is not None},
             "damaged_images": None if damaged is None else len(damaged),
-            "leaks": leaks and {name: leaks[name] for name in _LEAKS if leaks.get(name) is not None},
+            "leaks": leaks and {name: value for name, value in leaks.items() if isinstance(value, int)},
             "notes": public_notes(data.get("notes") or [], classes),
         },
         "subgroups": subgroups,

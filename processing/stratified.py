@@ -2,10 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
+
+
+DRAWS = 20  # of groups, until both parts have each label
 
 
 def draw_fraction(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> list[int]:
@@ -72,6 +75,61 @@ def hold_out_groups(
     chosen = chosen or {min(order, key=lambda group: sizes[group])}
     held_out = [row for row, group in enumerate(groups) if group in chosen]
     return [row for row, group in enumerate(groups) if group not in chosen], held_out
+
+
+def hold_out_groups_with_labels(
+    groups: Sequence[str],
+    labels: Sequence[Collection[str]],
+    fraction: float,
+    seed: int,
+    *,
+    where: str = "The data",
+) -> tuple[list[int], list[int], list[str]]:
+    """Split rows like [`hold_out_groups`], so that both parts have rows of each label if possible.
+
+    The draw with `seed` is used if both parts have rows of each label that occurs in two or more groups. Otherwise, the
+    following seeds are tried, and the first draw in which the fewest labels are missing is used.
+
+    Args:
+        groups: Group of each row.
+        labels: Labels of each row, such as its class.
+        fraction: Fraction of the rows to hold out.
+        seed: Seed of the first draw.
+        where: Name of the data in messages.
+
+    Returns:
+        The positions of the rows that are kept and of those that are held out, and a note if another seed was used.
+
+    Raises:
+        ValueError: As [`hold_out_groups`] does.
+    """
+    groups_of: dict[str, set[str]] = {}
+    for group, of_row in zip(groups, labels, strict=True):
+        for label in of_row:
+            groups_of.setdefault(label, set()).add(group)
+    shared = {label: found for label, found in sorted(groups_of.items()) if len(found) > 1}
+    first: list[list[str]] = []
+    best: tuple[int, int, list[int], list[int]] | None = None
+    for number in range(seed, seed + DRAWS):
+        kept, held_out = hold_out_groups(groups, fraction, number, where=where)
+        chosen = {groups[row] for row in held_out}
+        absent = [
+            [label for label, found in shared.items() if found <= chosen],
+            [label for label, found in shared.items() if found.isdisjoint(chosen)],
+        ]
+        first = first or absent
+        if best is None or len(absent[0]) + len(absent[1]) < best[0]:
+            best = len(absent[0]) + len(absent[1]), number, kept, held_out
+        if best[0] == 0:
+            break
+    assert best is not None
+    _, number, kept, held_out = best
+    if number == seed:
+        return kept, held_out, []
+    parts = zip(("the images that are kept have", "the images that are held out have"), first, strict=True)
+    lacking = [f"{part} none of {', '.join(map(repr, names))}" for part, names in parts if names]
+    note = f"The groups were drawn again with seed {number}, because with seed {seed} {' and '.join(lacking)}."
+    return kept, held_out, [note]
 
 
 def _drawn(labels: Sequence[Any] | np.ndarray, count_of: Callable[[int], int], seed: int) -> list[int]:

@@ -20,11 +20,13 @@ def read(
     label_column: str = LABEL_COLUMN,
     image_root: str | None = None,
     group_column: str | None = None,
+    split_column: str | None = None,
     subgroup_column: Sequence[str] = (),
 ) -> Content:
     """Read a split of labeled images. Class names are the labels, with underscores replaced by spaces."""
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    of_images: dict[str, Any] = {"group_column": group_column, "subgroup_column": subgroup_column}
+    of_images: dict[str, Any] = {"group_column": group_column, "split_column": split_column}
+    of_images["subgroup_column"] = subgroup_column
     splits = read_splits(path, **columns, image_root=image_root, **of_images)
     images = choose_split(splits, path, split, held_out, seed)
     classes = {label: label.replace("_", " ") for label in sorted(set(images.labels))}

@@ -44,8 +44,8 @@ def load_benchmark(
         seed: Seed for drawing splits.
         options: Options of the benchmark:
 
-            - `imagefolder`: `image_column`, `label_column`, `image_root`, `group_column` and
-              `subgroup_column` (a list of columns)
+            - `imagefolder`: `image_column`, `label_column`, `image_root`, `group_column`,
+              `split_column` and `subgroup_column` (a list of columns)
             - `tcga_til`: `cancer`: the study (`luad` (the default), `brca`, ...), or `all`
             - `rsna`: `rsna_split`, `paper-test` (the default) or `paper-fractions`
             - `vqa_rad` and `slake`: `image_folder`, if the images are not next to the questions

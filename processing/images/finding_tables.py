@@ -24,7 +24,8 @@ from .findings import (
 )
 from .folders import SPLIT_NAMES, shown_name
 from .sets import images_of, labels_of
-from .sources import IMAGE_COLUMN, Source, open_source
+from .sources import IMAGE_COLUMN, Source, open_source, refuse_columns
+from .split_column import by_split_column, split_rows
 from .tables import ImageRow, read_image_rows, value_of
 
 
@@ -45,6 +46,7 @@ class Columns:
     label_columns: Sequence[str]
     image_column: str = IMAGE_COLUMN
     group_column: str | None = None
+    split_column: str | None = None
     separator: str | None = None
     findings: Sequence[str] = ()
     tables: Mapping[str, str] | None = None
@@ -57,7 +59,8 @@ class Columns:
     def by_argument(self) -> dict[str, Any]:
         """Return the columns that a table must have, by the name of the argument that selects them."""
         groups = {"group_column": self.group_column} if self.group_column else {}
-        return {"image_column": self.image_column, "label_columns": list(self.label_columns), **groups}
+        splits = {"split_column": self.split_column} if self.split_column else {}
+        return {"image_column": self.image_column, "label_columns": list(self.label_columns), **groups, **splits}
 
 
 @lru_cache(maxsize=1)
@@ -75,6 +78,7 @@ def read_finding_splits(
     image_column: str | None = None,
     image_root: str | os.PathLike[str] | None = None,
     group_column: str | None = None,
+    split_column: str | None = None,
     uncertain: str = UNCERTAIN_DEFAULT,
     blank: str = BLANK_DEFAULT,
 ) -> dict[str, FindingImages]:
@@ -89,6 +93,8 @@ def read_finding_splits(
         image_column: Column of the images (default: `image`, or that of the layout).
         image_root: Folder to which the image paths of a table are relative (default: the folder of the table).
         group_column: Column of the patient of each image (default: none, or that of the layout).
+        split_column: Column with the split of each row: train, validation or test (also training, valid, val, dev or
+            testing).
         uncertain: Value of uncertain labels: `zero`, `one` or `ignore`.
         blank: Value of blank labels: `zero` or `ignore`.
 
@@ -109,7 +115,7 @@ def read_finding_splits(
     (['effusion', 'nodule'], (40, 2))
     ```
     """
-    columns = _columns(label_columns, label_separator, image_column, group_column)
+    columns = replace(_columns(label_columns, label_separator, image_column, group_column), split_column=split_column)
     raw = dict(_read(Path(path), os.fspath(path), columns, image_root))
     rows = np.concatenate([images.targets for images in raw.values()])
     blank_findings = [name for name, labels in zip(_findings(raw), rows.T, strict=True) if np.isnan(labels).all()]
@@ -169,7 +175,8 @@ def _read(
         rows, notes = _rows_of_layout(path, columns, None if image_root is None else Path(image_root))
         root = None
     else:
-        source = open_source(name, columns.by_argument, image_root, ACCEPTED)
+        opened = open_source(name, columns.by_argument, image_root, ACCEPTED)
+        source = by_split_column(opened, columns.split_column)
         if source.sets:
             yield from _of_sets(source, columns)
             return
@@ -288,6 +295,10 @@ def _rows_of_layout(
         rows[split] = list(read_image_rows(table, columns.image_column, others, image_root=image_root, rename=rename))
         if not rows[split]:
             raise ValueError(f"{table}: the table has no rows.")
+    if columns.split_column and path.is_dir():
+        refuse_columns(f"the folder {path}, whose files state the splits", split_column=(columns.split_column, None))
+    if columns.split_column:
+        return split_rows(rows["train"], columns.split_column), []
     if not columns.lists or not path.is_dir():
         return rows, []
     return _by_lists(rows["train"], path, tables["train"][0].name, columns.lists)

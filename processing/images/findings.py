@@ -54,6 +54,14 @@ class FindingImages:
         """Return a constant. Held-out splits are not stratified, because no draw is balanced for all findings."""
         return ["images"] * len(self)
 
+    @property
+    def labels_of_rows(self) -> list[list[str]]:
+        """Return the known labels of each image, such as `nodule = 0`. Held-out groups have each one, if possible."""
+        return [
+            [f"{name} = {value:.0f}" for name, value in zip(self.findings, row, strict=True) if not math.isnan(value)]
+            for row in self.targets
+        ]
+
     def select(self, rows: Sequence[int]) -> "FindingImages":
         """Return the images of the given rows, in this order."""
         return replace(

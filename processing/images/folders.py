@@ -23,7 +23,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _BAR_DELAY = 2.0  # seconds before a progress bar is shown
 _SHOWN = 5
 
@@ -73,8 +73,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     """Return the folders that are named after splits, in upper or lower case. Each split may have one folder."""
     found: dict[str, Path] = {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if folder.is_dir() and folder.name.lower() in _SPLIT_OF:
-            split = _SPLIT_OF[folder.name.lower()]
+        if folder.is_dir() and folder.name.lower() in SPLIT_OF:
+            split = SPLIT_OF[folder.name.lower()]
             if split in found:
                 raise ValueError(
                     f"{root}: both {found[split].name} and {folder.name} are folders of the {split} split. Keep one."
@@ -120,7 +120,7 @@ def warn_of_left_out(folder: Path, contents: Iterable[FolderContent]) -> None:
                 shown = f"{', '.join(f'{shown_name(suffix)} {count:,}' for suffix, count in suffixes)}; {shown}"
             notes.append(f"{len(paths):,} {one if len(paths) == 1 else several} ({shown})")
     if notes:
-        _warn_once(f"{shown_name(str(folder))}: {'; '.join(notes)}.")
+        warn_once(f"{shown_name(str(folder))}: {'; '.join(notes)}.")
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -139,7 +139,8 @@ def shown_name(name: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning, but only once for each process."""
     logger.warning("%s", message)
 
 

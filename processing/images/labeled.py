@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..stratified import hold_out, hold_out_groups
+from ..stratified import hold_out, hold_out_groups_with_labels
 from .errors import ImageError
 from .findings import FindingImages
 from .folders import SPLIT_NAMES, first_names, is_visible, shown_name, split_folders, warn_of_left_out
@@ -21,6 +21,7 @@ from .formats import DECODABLE_FORMATS
 from .reading import read_row_image
 from .sets import LazyImages, images_of, labels_of
 from .sources import IMAGE_COLUMN, Source, open_source, refuse_columns
+from .split_column import by_split_column
 from .tables import ImageRow, value_of
 
 
@@ -73,6 +74,11 @@ class LabeledImages:
         """Return the class of each image. A held-out split has a fraction of each."""
         return self.labels
 
+    @property
+    def labels_of_rows(self) -> list[list[str]]:
+        """Return the labels of each image. Held-out groups have each label, if possible."""
+        return [[label] for label in self.labels]
+
     def select(self, rows: Sequence[int]) -> "LabeledImages":
         """Return the images of the given rows, in this order."""
         return replace(
@@ -101,6 +107,7 @@ def read_labeled_images(
     label_column: str = LABEL_COLUMN,
     image_root: str | os.PathLike[str] | None = None,
     group_column: str | None = None,
+    split_column: str | None = None,
 ) -> dict[str, LabeledImages]:
     """Read labeled images that have a training split.
 
@@ -118,6 +125,8 @@ def read_labeled_images(
         label_column: Column of the labels in a dataset, table, metadata file or `labels.csv`.
         image_root: Folder to which the image paths of a table are relative (default: the folder of the table).
         group_column: Column with the patient or source of each image. It is returned as `groups`.
+        split_column: Column with the split of each row: train, validation or test (also training, valid, val, dev or
+            testing).
 
     Returns:
         The images of each split. Images without splits are returned as `train`.
@@ -139,7 +148,7 @@ def read_labeled_images(
     ```
     """
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    splits = read_splits(path, **columns, image_root=image_root, group_column=group_column)
+    splits = read_splits(path, **columns, image_root=image_root, group_column=group_column, split_column=split_column)
     splits = {split: images for split, images in splits.items() if len(images)}
     if "train" not in splits:
         names = [folder.name for folder in split_folders(Path(path)).values()] or list(splits)
@@ -157,6 +166,7 @@ def read_splits(
     label_column: str = LABEL_COLUMN,
     image_root: str | os.PathLike[str] | None = None,
     group_column: str | None = None,
+    split_column: str | None = None,
     subgroup_column: Sequence[str] = (),
 ) -> dict[str, LabeledImages]:
     """Read labeled images like [`read_labeled_images`], without requiring a training split.
@@ -174,6 +184,7 @@ def read_splits(
             "image_root": (image_root, None),
         }
         without_columns |= {"group_column": (group_column, None), "subgroup_column": (tuple(subgroup_column), ())}
+        without_columns |= {"split_column": (split_column, None)}
         refuse_columns("a built dataset", **without_columns)
         return read_labeled_pairs(root, label_column)
     if (root / "report.json").is_file() and (root / "data").is_dir():
@@ -184,7 +195,8 @@ def read_splits(
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"group_column": group_column} if group_column else {}
     columns |= {f"{_SUBGROUP} {name}": name for name in subgroup_column}
-    source = open_source(path, columns, image_root, ACCEPTED)
+    wanted = columns | ({"split_column": split_column} if split_column else {})
+    source = by_split_column(open_source(path, wanted, image_root, ACCEPTED), split_column)
     if source.sets:
         return {split: _of_set(rows, split, columns, source) for split, rows in source.sets.items()}
     if source.rows:
@@ -193,7 +205,7 @@ def read_splits(
         splits = _from_folders(root, source)
         defaults = {"image_column": (image_column, IMAGE_COLUMN), "label_column": (label_column, LABEL_COLUMN)}
         refuse_columns(f"class folders, whose names are the labels ({path})", **defaults)
-        of_group: dict[str, Any] = {"group_column": (group_column, None)}
+        of_group: dict[str, Any] = {"group_column": (group_column, None), "split_column": (split_column, None)}
         of_group |= {"subgroup_column": (tuple(subgroup_column), ())}
         refuse_columns("data that is not a CSV, JSON Lines or Parquet file, or a dataset", **of_group)
     if source.content is not None:
@@ -239,16 +251,20 @@ def choose_split(
                 # The second split is drawn from fewer images, so its fraction is larger. Both splits then have the same
                 # size.
                 fraction = held_out * total / len(rest)
+                again: list[str] = []
                 if rest.groups is None:
                     kept, held = hold_out(rest.strata, fraction, seed)
                     of = "each class" if isinstance(rest, LabeledImages) else "the images"
                     how = f"{held_out:.0%} of {of}, seed {seed}. Images of one patient may be in both"
                 else:
-                    kept, held = hold_out_groups(rest.groups, fraction, seed, where=os.fspath(path))
+                    kept, held, again = hold_out_groups_with_labels(
+                        rest.groups, rest.labels_of_rows, fraction, seed, where=os.fspath(path)
+                    )
                     how = f"whole groups, seed {seed}"
                 splits["train"] = rest.select(kept)
                 note = f"The {wanted} split was drawn from the training images: {len(held)} of {total}, {how}."
-                splits = {name: images.with_note(note) for name, images in splits.items()}
+                for text in (note, *again):
+                    splits = {name: images.with_note(text) for name, images in splits.items()}
                 splits[wanted] = replace(rest.select(held), notes=splits["train"].notes, drawn=True)
     if split not in splits:
         raise ValueError(

@@ -26,7 +26,10 @@ from .zero_shot import data_of
 
 
 # Options of data with several findings. They are keyword arguments of `read_finding_splits`.
-OF_FINDINGS = ("label_columns", "label_separator", "uncertain", "blank", "image_column", "image_root", "group_column")
+OF_FINDINGS = (
+    *("label_columns", "label_separator", "uncertain", "blank"),
+    *("image_column", "image_root", "group_column", "split_column"),
+)
 
 
 def given_finding_options(options: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from biomedclip.processing.benchmarks.rsna import RSNA_SPLITS
 
 from ..cli.devices import DEVICE_HELP
 from ..cli.errors import UsageError, usage_errors
-from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, trust_option
+from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, split_column_option, trust_option
 from ..cli.finding_fields import (
     blank_option,
     check_finding_columns,
@@ -42,7 +42,7 @@ GROUPS = {
     "examples features_dir seed trust_remote_code",
     "retrieval": "image_id pool_size pool_draws",
     "zero-shot and few-shot": "prompts templates",
-    "own data": "image_column text_column label_column image_root group_column validation_fraction",
+    "own data": "image_column text_column label_column image_root group_column split_column validation_fraction",
     "robustness": "corruptions prompt_sensitivity",
     "several findings": "label_columns label_separator uncertain blank",
     "labeled images": "cancer rsna_split find_leaks",
@@ -68,7 +68,7 @@ _TASKS = {
     "image_id pool_size pool_draws": ["retrieval", SUITE],
     "cancer rsna_split": [*_LABELED, SUITE],
     "image_column image_root group_column": ["retrieval", *_LABELED],
-    "label_column": _LABELED,
+    "label_column split_column": _LABELED,
     "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe", "image-classification"],
     "report": ["retrieval", "zero-shot", "linear-probe", "image-classification", "visual-question-answering", PANELS],
     "subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
@@ -152,6 +152,7 @@ class AllOptions(DecisionOptions):
     group_column: str | None = option(
         None, "Column of the patient or source in own data. Intervals and held-out splits use whole groups."
     )
+    split_column: str | None = split_column_option()
     validation_fraction: float | None = option(
         None, "Retrieval: fraction that biomedclip train held out from own pairs (default: 0.1)."
     )

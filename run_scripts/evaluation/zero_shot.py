@@ -37,6 +37,7 @@ OF_BENCHMARK = (
     "label_column",
     "image_root",
     "group_column",
+    "split_column",
     "subgroup_column",
     "cancer",
     "rsna_split",

@@ -26,9 +26,9 @@ from biomedclip.processing.images.labeled import (
     similar_classes,
 )
 from biomedclip.processing.images.sources import IMAGE_COLUMN
-from biomedclip.processing.stratified import hold_out, hold_out_groups
+from biomedclip.processing.stratified import hold_out, hold_out_groups_with_labels
 
-from ..cli.fields import REQUIRED, image_root_option, option
+from ..cli.fields import REQUIRED, image_root_option, option, split_column_option
 from ..cli.finding_fields import (
     blank_option,
     check_finding_columns,
@@ -61,7 +61,8 @@ TASK = "image-classification"
 EXAMPLE = """biomedclip train --config lora_classification \\
       --train-data folder_of_classes --output-dir classifier"""
 GROUPS = {
-    "data": "task train_data image_column label_column image_root group_column validation_fraction class_weights "
+    "data": "task train_data image_column label_column image_root group_column split_column "
+    "validation_fraction class_weights "
     "on_bad_row dataloader_num_workers",
     "several findings": "label_columns label_separator uncertain blank",
     "model": "model_name_or_path trust_remote_code",
@@ -89,6 +90,7 @@ class LabeledData(SupervisedData):
     group_column: str | None = option(
         None, "Column of the patient or source in a table. A group is not split into training and validation."
     )
+    split_column: str | None = split_column_option()
     validation_fraction: float = option(
         0.1, "Fraction of each class to hold out if there is no validation split (default: 0.1)."
     )
@@ -163,6 +165,7 @@ def run(
 def read_splits(data: LabeledData, seed: int) -> tuple[dict[str, Any], list[str]]:
     """Return the splits with a validation split, and the classes or findings. Each split has readable images."""
     columns: dict[str, Any] = {"image_root": data.image_root, "group_column": data.group_column}
+    columns["split_column"] = data.split_column
     if data.label_columns:
         if data.image_column != IMAGE_COLUMN:
             columns["image_column"] = data.image_column
@@ -203,8 +206,9 @@ def loss_of(images: LabeledImages | FindingImages, classes: Sequence[str], *, ba
 def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int, path: str) -> dict[str, Labeled]:
     """Return the splits with a validation split. A missing one is held out from the training images.
 
-    If the images have groups, such as patients, whole groups are held out, otherwise a fraction of each class. Images
-    with several findings are not stratified. `path` is used in messages.
+    If the images have groups, such as patients, whole groups are held out, so that both splits have images of each
+    class or finding if possible. Otherwise, a fraction of each class is held out, or of all images with several
+    findings. `path` is used in messages.
     """
     if "validation" in splits:
         if fraction != LabeledData.validation_fraction:
@@ -214,7 +218,10 @@ def with_validation(splits: Mapping[str, Labeled], fraction: float, seed: int, p
     if train.groups is None:
         stay, held_out = hold_out(train.strata, fraction, seed)
     else:
-        stay, held_out = hold_out_groups(train.groups, fraction, seed, where=path)
+        labels = train.labels_of_rows
+        stay, held_out, notes = hold_out_groups_with_labels(train.groups, labels, fraction, seed, where=path)
+        for note in notes:
+            logger.warning("%s: %s", path, note)
     return {**splits, "train": train.select(stay), "validation": replace(train.select(held_out), drawn=True)}
 
 

@@ -23,7 +23,7 @@ from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
 from ..cli.devices import use_device
 from ..cli.errors import UsageError
-from ..cli.fields import REQUIRED, WORKERS, image_root_option, option
+from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, split_column_option
 from ..cli.permissions import apply_umask
 from ..cli.reporting import say, show_table, versions, write_json
 from ..evaluation.checks import check_empty_folder, check_model
@@ -41,7 +41,7 @@ TASK = "few-shot-head"
 EXAMPLE = """biomedclip train --task few-shot-head --model-name-or-path model \\
       --train-data folder_of_classes --output-dir head"""
 GROUPS = {
-    "data": "task train_data image_column label_column image_root group_column validation_fraction",
+    "data": "task train_data image_column label_column image_root group_column split_column validation_fraction",
     "model": "model_name_or_path method shots prompts templates max_length",
     "run": "output_dir seed batch_size workers use_cpu",
 }
@@ -70,6 +70,7 @@ class HeadOptions:
     group_column: str | None = option(
         None, "Column of the patient or source in a table. A group is not split into training and validation."
     )
+    split_column: str | None = split_column_option()
     validation_fraction: float | None = option(
         None, f"Fraction of each class to hold out if there is no validation split (default: {VALIDATION_FRACTION})."
     )
@@ -188,6 +189,7 @@ def _read(options: HeadOptions) -> dict[str, LabeledImages]:
         label_column=options.label_column,
         image_root=options.image_root,
         group_column=options.group_column,
+        split_column=options.split_column,
     )
     if "validation" not in read:
         fraction = options.validation_fraction or VALIDATION_FRACTION

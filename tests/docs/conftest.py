@@ -104,7 +104,11 @@ def write_drawn_images(folder: Path) -> None:
 
 
 def write_findings(folder: Path) -> None:
-    """Write a table with two findings for each image of `reports.csv`. They are invented."""
+    """Write tables with two findings for each image of `reports.csv`, and with labels and splits. They are invented."""
+    splits = [
+        (f"images/{n}.png", "ab"[n % 2], f"p{n // 2}", ("train", "train", "val", "test")[n // 2 % 4]) for n in range(40)
+    ]
+    write_table(folder / "splits.csv", ["image", "label", "patient", "split"], splits)
     rows = []
     for number in range(40):
         effusion, nodule = [1, 0, 0, -1][number % 4], ["0", "1", ""][number % 3]

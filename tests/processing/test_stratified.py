@@ -1,11 +1,18 @@
 """Stratified draws."""
 
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from biomedclip.processing.stratified import draw_count, draw_fraction, hold_out, hold_out_groups
+from biomedclip.processing.stratified import (
+    draw_count,
+    draw_fraction,
+    hold_out,
+    hold_out_groups,
+    hold_out_groups_with_labels,
+)
 
 
 def test_a_fraction_of_each_class_is_held_out_by_seed():
@@ -62,3 +69,46 @@ def test_at_least_one_group_is_held_out_and_one_is_kept():
         hold_out_groups([], 0.5, 0, where="scans")
     with pytest.raises(ValueError, match="between 0 and 1, not 0"):
         hold_out_groups(["a", "b"], 0, 0)
+
+
+def patients(seed: int) -> tuple[list[str], list[list[str]]]:
+    """Thirty patients with a rare class, of which three have images."""
+    generator = np.random.default_rng(seed)
+    groups, labels = [], []
+    for number in range(30):
+        label = "rare" if number < 3 else "ab"[number % 2]
+        for _ in range(generator.integers(1, 4)):
+            groups.append(f"p{number}")
+            labels.append([label])
+    return groups, labels
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_parts_of_whole_groups_have_each_class_that_several_groups_have(seed):
+    groups, labels = patients(seed)
+    kept, held_out, notes = hold_out_groups_with_labels(groups, labels, 0.2, seed)
+    assert sorted(kept + held_out) == list(range(len(groups)))
+    assert not {groups[row] for row in kept} & {groups[row] for row in held_out}
+    for part in (kept, held_out):
+        assert {labels[row][0] for row in part} == {"a", "b", "rare"}
+    plain = hold_out_groups(groups, 0.2, seed)
+    complete = all({labels[row][0] for row in part} == {"a", "b", "rare"} for part in plain)
+    assert ((kept, held_out) == plain) == complete == (notes == [])
+    if notes:
+        (drawn,) = re.findall(r"drawn again with seed (\d+), because with seed (\d+) the images", notes[0])
+        assert int(drawn[1]) == seed and (kept, held_out) == hold_out_groups(groups, 0.2, int(drawn[0]))
+
+
+def test_a_class_of_one_group_does_not_draw_the_groups_again():
+    groups, labels = [f"p{number}" for number in range(10)], [["a"], ["b"]] * 4 + [["a"], ["single"]]
+    assert hold_out_groups_with_labels(groups, labels, 0.4, 0)[2] == []
+
+
+def test_without_a_complete_draw_the_first_one_with_the_fewest_missing_labels_is_used():
+    # One group of three is held out, and only p1 has both labels.
+    groups, labels = ["p0", "p0", "p1", "p1", "p2", "p2"], [["a"], ["a"], ["a"], ["b"], ["b"], ["b"]]
+    kept, held_out, notes = hold_out_groups_with_labels(groups, labels, 0.34, 0)
+    assert {groups[row] for row in held_out} == {"p1"}, "it has both labels, and so have the others"
+    assert notes == [] or "because with seed 0" in notes[0]
+    groups, labels = ["p0", "p1", "p2", "p3"], [["a"], ["a"], ["b"], ["b"]]  # one label is missing in each draw
+    assert hold_out_groups_with_labels(groups, labels, 0.25, 0) == (*hold_out_groups(groups, 0.25, 0), [])
