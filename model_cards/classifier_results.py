@@ -28,8 +28,12 @@ TRAINING = (
     *("substituted_rows", "validation_images", "validation_accuracy", "versions"),
 )
 _SETTINGS = ("precision", "batch_size", "seed", "labels", "positive", "label_columns", "uncertain", "blank")
-_DATA = ("split", "fingerprint", "rows", "selection")
-_KEPT = ("schema", "task", "benchmark", "date", "metrics", "decisions", "paper", "seconds", "versions")
+_DATA = ("split", "fingerprint", "rows", "selection", "seen_in_training")
+_DECISIONS = (
+    *("temperature", "before_calibration", "calibration", "abstention", "validation_images", "operating_points"),
+    *("without_threshold", "prediction_sets", "not_calibrated", "undefined"),
+)
+_KEPT = ("schema", "task", "benchmark", "date", "metrics", "paper", "seconds", "versions")
 # Options of `evaluate` whose values name files or columns, and the word that a command has instead.
 _HIDDEN = {
     "model": "MODEL",
@@ -57,6 +61,11 @@ _NOTES = [
         r"The temperature stays 1, because all [\d,]+ validation images are classified right",
         r"The temperature is the largest one, [\d.]+",
         r"--\w+: no threshold for .*, because the validation split has no images of [a-z ]+",
+        r"[\d,]+ of [\d,]+ images were used to train the classifier\. Its metrics on them are too good\.",
+        r"[\d,]+ of [\d,]+ images were validation images of the training",
+        r"The probabilities are calibrated, as in biomedclip classify: temperature [\d.e-]+",
+        r"The calibration makes the probabilities of the measured images worse: [^.]*[\d.]+ before, [\d.]+ after",
+        r"This calibration was fitted on the measured images, so that its errors are too small\.",
         r"--coverage [\d.]+ needs [\d,]+ validation images or more\. The sets contain all classes\.",
     )
 ]
@@ -96,6 +105,7 @@ def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dic
             "leaks": leaks and {name: value for name, value in leaks.items() if isinstance(value, int)},
             "notes": public_notes(data.get("notes") or [], classes),
         },
+        "decisions": {name: value for name, value in (result.get("decisions") or {}).items() if name in _DECISIONS},
         "subgroups": subgroups,
         "subgroups_left_out": left_out,
         "settings": {

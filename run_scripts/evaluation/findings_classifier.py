@@ -14,6 +14,7 @@ from biomedclip.processing.images.findings import check_some_readable
 from biomedclip.processing.images.labeled import ALL_ARE_TEST
 
 from ..classification.classifiers import check_fine_tuned
+from ..classification.seen_images import count_seen_images, notes_on_seen
 from .finding_metrics import measure_findings, show_findings
 from .findings import finding_predictions, given_finding_options, notes_of
 from .image_classification import load_classifier
@@ -102,10 +103,11 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     show_findings(f"Classification of findings, {len(usable):,} images", metrics)
     metrics |= corrupted.measure(run, images, images.findings, (scores, logits.rows.tolist()), scores_of)
     leaks = report_leaks(run.data.train, test)
+    seen = count_seen_images(run.model, usable.images) if options.find_leaks else None
+    notes = [*notes_of(test, usable.groups), *run.data.notes, *notes_on_seen(seen, len(usable))]
     return run.write(
         classifier,
-        data=data_of(test, len(usable), logits.damaged, [*notes_of(test, usable.groups), *run.data.notes])
-        | {"leaks": leaks},
+        data=data_of(test, len(usable), logits.damaged, notes) | {"leaks": leaks, "seen_in_training": seen},
         metrics=metrics,
         paper={},
         paper_source="",

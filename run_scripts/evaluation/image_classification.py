@@ -1,6 +1,5 @@
 """Evaluate image classifiers that `biomedclip train --task image-classification` wrote, or others of transformers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from biomedclip.processing.images.labeled import ALL_ARE_TEST, check_readable
 from ..classification.calibrations import load_calibration
 from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
+from ..classification.seen_images import count_seen_images, notes_on_seen
 from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
 from .leaks import LEAKS_UNKNOWN, report_leaks
@@ -148,12 +148,12 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     leaks = report_leaks(run.data.train, test)
     notes = [*_absent(labels, usable.labels, options.split), *note_if_few_drawn(len(usable), usable.groups)]
     notes += [*run.data.notes, *applied_notes, *notes_on(fitted_on, options, decided)]
-    if _was_trained_on(run.model, options.data) and ALL_ARE_TEST in test.notes:
-        notes.append(f"{run.model} was trained on images of {options.data}. Its metrics on them are too good.")
+    seen = count_seen_images(run.model, usable.images) if options.find_leaks else None
+    notes += notes_on_seen(seen, len(usable))
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
-        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks},
+        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, "seen_in_training": seen},
         metrics=metrics,
         paper={},
         paper_source="",
@@ -162,15 +162,6 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
         subgroups=subgroups_of(usable, scores, labels, test.positive, options.seed),
         decisions=decided.results,
     )
-
-
-def _was_trained_on(model: str, data: str) -> bool:
-    """Return whether a folder of a model states that it was trained on this data."""
-    try:
-        trained = json.loads((Path(model) / "train_results.json").read_text(encoding="utf-8"))["data"]
-        return Path(trained).resolve() == Path(data).resolve()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _absent(labels: Sequence[str], found: Sequence[str], split: str) -> list[str]:

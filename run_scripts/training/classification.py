@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from biomedclip.processing.images.labeled import (
 from biomedclip.processing.images.sources import IMAGE_COLUMN
 from biomedclip.processing.stratified import hold_out, hold_out_groups_with_labels
 
+from ..classification.seen_images import write_seen_images
 from ..cli.fields import REQUIRED, image_root_option, option, split_column_option
 from ..cli.finding_fields import (
     blank_option,
@@ -38,7 +40,7 @@ from ..cli.finding_fields import (
 )
 from ..cli.reporting import show_table
 from . import runs, supervised
-from .adapters import AdapterOptions, add_adapter
+from .adapters import MERGED, AdapterOptions, add_adapter
 from .findings import MULTI_LABEL, finding_metrics, measure_split, read_findings, show_splits
 from .runs import check_checkpoint, cost_rows, run_and_save, start_run
 from .split_facts import split_facts
@@ -159,7 +161,11 @@ def run(
         facts |= {"chance": 1 / len(classes)}
         return facts | {split: measure(trainer, splits[split], split) for split in held_out}
 
-    return trainer, run_and_save(trainer, checkpoint, adapter, measure_splits, config, data=data.train_data)
+    results = run_and_save(trainer, checkpoint, adapter, measure_splits, config, data=data.train_data)
+    if trainer.is_world_process_zero():
+        folder = Path(args.output_dir)
+        write_seen_images([folder, folder / MERGED] if adapter.merge_adapter else [folder], splits)
+    return trainer, results
 
 
 def read_splits(data: LabeledData, seed: int) -> tuple[dict[str, Any], list[str]]:

@@ -21,6 +21,7 @@ from biomedclip.processing.benchmarks.facts import choose_prompts, facts_of
 from biomedclip.processing.benchmarks.fingerprint import fingerprint_of
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
+from ..classification.seen_images import write_seen_images
 from ..cli.devices import use_device
 from ..cli.errors import UsageError
 from ..cli.fields import REQUIRED, WORKERS, image_root_option, option, split_column_option
@@ -165,6 +166,7 @@ def run(options: HeadOptions) -> dict[str, Any]:
     results = {"task": TASK, "method": options.method, "classes": classes, "chance": 1 / len(classes), **training}
     results |= {"base": config.base_model_name_or_path, "base_weights": encoder.weights, "versions": versions()}
     write_json(folder / "train_results.json", results)
+    write_seen_images([folder], splits)
     apply_umask(folder)
     return results
 

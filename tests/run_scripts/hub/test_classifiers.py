@@ -123,6 +123,7 @@ def test_the_card_states_what_was_measured_and_no_name_of_the_data(classifier, c
         "--model MODEL --calibrate --sensitivity 0.9 --data DATA --output-dir RESULTS",
         "--group-column COLUMN",
         "held out from the training images",
+        "54 of 60 images were used to train the classifier.",
         "| train | 54 | 18 |",
         "22 subgroups with few images or groups are left out.",
     ):
@@ -131,8 +132,8 @@ def test_the_card_states_what_was_measured_and_no_name_of_the_data(classifier, c
         assert not any(word in (classifier / name).read_text() for word in PRIVATE), name
 
 
-def test_only_the_model_the_card_and_selected_facts_are_uploaded(hub, classifier, capsys):
-    for name in ("training_args.bin", "trainer_state.json", "recipe.yaml", "train_results.json"):
+def test_only_the_model_the_card_and_selected_facts_are_uploaded(hub, trained, classifier, capsys):
+    for name in ("training_args.bin", "trainer_state.json", "recipe.yaml", "train_results.json", "seen_images.json"):
         assert (classifier / name).exists()
     (classifier / "predictions.csv").write_text("mustermann_1.png,benign\n")
     (classifier / "mustermann_1.png").write_bytes(b"an image")
@@ -142,7 +143,7 @@ def test_only_the_model_the_card_and_selected_facts_are_uploaded(hub, classifier
     assert len(results) == 2
     assert set(files) == {".gitattributes", "README.md", "card.json", "recipe.yaml", *MODEL, *CODE} | results
     for name, content in files.items():
-        assert not any(word.encode() in content for word in PRIVATE), name
+        assert not any(word.encode() in content for word in (*PRIVATE, str(trained))), name
     assert yaml.safe_load(files["recipe.yaml"]) == {
         "task": "image-classification",
         "num_train_epochs": 1.0,
