@@ -313,16 +313,42 @@ def plot_few_shot(metrics: Mapping[str, Any], path: Path) -> None:
 def plot_robustness(found: Mapping[str, Any], path: Path | BinaryIO) -> None:
     """Plot a metric by the strength of each corruption, from `metrics.robustness` of `results.json`."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    markers = itertools.cycle("osv^D<>pX")
-    for (name, entries), marker in zip(found["corruptions"].items(), markers, strict=False):
-        points = [(0, found["clean"]), *((entry["strength"], entry[found["metric"]]) for entry in entries)]
-        known = [(strength, value) for strength, value in points if value is not None]
-        axes.plot(*zip(*known, strict=True), label=name, marker=marker, markersize=4) if known else None
+    _draw_robustness(axes, found, found["metric"])
     label = "mean AUROC" if found["metric"] == "auroc" else found["metric"]
-    axes.set(xlabel="strength (0: without corruption)", ylabel=label, ylim=(0, 1.02), title="Corrupted images")
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="strength (0: without corruption)", ylabel=label, title="Corrupted images")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
+
+
+@_plain_text
+def plot_few_shot_robustness(found: Mapping[str, Any], path: Path) -> None:
+    """Plot the accuracy of each few-shot method by the strength of each corruption."""
+    by_method = found["by_method"]
+    columns = min(3, len(by_method))
+    rows = -(-len(by_method) // columns)
+    size = (1.6 + 3.2 * columns, 0.5 + 2.7 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axes, (method, of_method) in zip(grid.flat, by_method.items(), strict=False):
+        _draw_robustness(axes, of_method, "accuracy")
+        axes.set(title=method)
+    for axes in grid.flat[len(by_method) :]:
+        axes.set_axis_off()
+    figure.supxlabel("strength (0: without corruption)", fontsize="medium")
+    shots = f", {found['shots']} shots of a class" if found["shots"] else ""
+    figure.supylabel(f"accuracy{shots}", fontsize="medium")
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, loc="outside right center")
+    _save(figure, path)
+
+
+def _draw_robustness(axes: Any, found: Mapping[str, Any], metric: str) -> None:
+    markers = itertools.cycle("osv^D<>pX")
+    for (name, entries), marker in zip(found["corruptions"].items(), markers, strict=False):
+        points = [(0, found["clean"]), *((entry["strength"], entry[metric]) for entry in entries)]
+        known = [(strength, value) for strength, value in points if value is not None]
+        axes.plot(*zip(*known, strict=True), label=name, marker=marker, markersize=4) if known else None
+    axes.set(ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
 
 
 @_plain_text

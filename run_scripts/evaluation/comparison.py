@@ -15,7 +15,7 @@ from .model_differences import compare_predictions, difference_lines, show_diffe
 
 _SPREADS = {
     "linear-probe": "± standard deviations over draws of the labels",
-    "few-shot": "[95 % intervals of the mean over draws of the training and validation images]",
+    "few-shot": "[95 % intervals of the mean over draws of the training images and over test images]",
 }
 # Metrics of few-shot learning and their labels behind the method.
 _OF_FEW_SHOTS = {"accuracy": "", "base_accuracy": ", base", "novel_accuracy": ", novel"}

@@ -23,7 +23,7 @@ from ..cli.finding_fields import (
 )
 from ..panel_rows.detectors import DETECTOR_HELP
 from .decision_options import OF_VALIDATION, DecisionOptions, check_decisions, given_decisions
-from .few_shot.task import SHOTS, check_few_shot_options
+from .few_shot.options import SHOTS, check_few_shot_options
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
 from .pools import DRAWS
@@ -74,7 +74,7 @@ _TASKS = {
     "subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
     "calibrate sensitivity specificity coverage": ["zero-shot", "linear-probe", "image-classification"],
     "text_column validation_fraction": ["retrieval"],
-    "corruptions": ["zero-shot", "linear-probe", "image-classification"],
+    "corruptions": [*_LABELED, SUITE],
     "prompt_sensitivity": ["zero-shot"],
     "prompts templates": ["zero-shot", "few-shot"],
     "draws": ["linear-probe", "few-shot", SUITE],

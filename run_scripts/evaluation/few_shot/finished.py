@@ -1,17 +1,22 @@
 """Keep the finished fits of an evaluation, so that an interrupted one continues.
 
-`fits.jsonl` in the output folder has the settings in its first line, and one line for each fit.
+`fits.jsonl` in the output folder has the settings in its first line, and one line for each fit. The folder `fits` has
+the predictions of each fit.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from biomedclip.processing.files import write_text
+import numpy as np
+
+from biomedclip.processing.files import replacing, write_text
 
 
 FITS = "fits.jsonl"
+ARRAYS = "fits"  # folder
 Key = tuple[str, int, int]  # method, shots, seed
 
 
@@ -56,13 +61,33 @@ class FinishedFits:
             except (ValueError, KeyError, TypeError):
                 continue  # interrupted while it was written
 
-    def get(self, method: str, shots: int, seed: int, drawn: str | None) -> dict[str, Any] | None:
-        """Return a finished fit on the images with the hash `drawn`, or None."""
+    def get(
+        self, method: str, shots: int, seed: int, drawn: str | None, needed: Collection[str] = ()
+    ) -> dict[str, Any] | None:
+        """Return a finished fit on the images with the hash `drawn`, or None, also if one of its arrays is missing."""
         fit = self._fits.get((method, shots, seed))
-        return fit if fit and fit.get("drawn") == drawn else None
+        if not fit or fit.get("drawn") != drawn or not set(needed) <= set(self.arrays(fit, ())):
+            return None
+        return fit
 
-    def add(self, fit: dict[str, Any]) -> None:
-        """Add a finished fit, with its `method`, `shots`, `seed` and `drawn`."""
+    def arrays(self, fit: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        """Return the given arrays of a fit. Those that are not read are None, and those that are missing are absent."""
+        try:
+            with np.load(self._file(fit), allow_pickle=False) as file:
+                return {name: file[name] if name in names else None for name in file.files}
+        except (OSError, ValueError, BadZipFile):  # missing, or damaged
+            return {}
+
+    def add(self, fit: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Add a finished fit, with its `method`, `shots`, `seed` and `drawn`, and its predictions."""
+        file = self._file(fit)
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as partial, partial.open("xb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
         self._fits[fit["method"], fit["shots"], fit["seed"]] = fit
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fit) + "\n")
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(fit) + "\n")
+
+    def _file(self, fit: Mapping[str, Any]) -> Path:
+        # The hash is part of the name, so that the predictions are those of these training images.
+        return self.path.with_name(ARRAYS) / f"{fit['method']}-{fit['shots']}-{fit['seed']}-{fit['drawn']}.npz"

@@ -1,12 +1,13 @@
 """Means over draws with their intervals, and the table of few-shot learning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import t
 
 from ...cli.reporting import UNDEFINED, show_table
+from .intervals import mean_interval
 
 
 # Metrics of a base-to-novel split.
@@ -18,27 +19,68 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 2 * base * novel / (base + novel) if base + novel else 0.0
 
 
-def summarize(fits: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+# A value for each test image of a fit, whose mean is the metric.
+Values = Callable[[Mapping[str, Any], str], "np.ndarray | None"]
+
+
+def harmonic_values(base: np.ndarray, novel: np.ndarray) -> np.ndarray:
+    """Return a value for each base and novel image, whose mean is the harmonic mean of the two accuracies.
+
+    The values are the influence of the images on the harmonic mean. `base` and `novel` state whether the answers are
+    right.
+    """
+    accuracies = base.mean(), novel.mean()
+    if not sum(accuracies):
+        return np.zeros(len(base) + len(novel))
+    slopes = [2 * (other / sum(accuracies)) ** 2 for other in accuracies[::-1]]
+    images = len(base) + len(novel)
+    return np.concatenate(
+        [right * slope * images / len(right) for right, slope in zip((base, novel), slopes, strict=True)]
+    )
+
+
+def summarize(
+    fits: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+    values: Values | None = None,
+    groups: Callable[[str], Sequence[Any] | None] = lambda metric: None,
+) -> dict[str, dict[str, Any]]:
     """Return, by method and number of shots, the mean of each metric over the draws.
 
-    `METRIC_sd` is the standard deviation, and `METRIC_interval` the 95 % interval of the mean by Student's t
-    distribution, cut at 0 and 1. Both are None for a single draw. The intervals cover the draw of the training and
-    validation images, but not that of the test images.
+    `METRIC_sd` is the standard deviation over the draws, and None for a single one. `METRIC_interval` is the 95 %
+    interval of the mean, cut at 0 and 1. If `values` returns a value for each test image, it covers the choice of the
+    draws and of the test images (see [`mean_interval`]), and for a single draw only that of the test images. Otherwise,
+    it is that of Student's t distribution and covers only the choice of the draws. It is None if it cannot be
+    estimated.
+
+    Args:
+        fits: The metrics of each fit, with its `method`, `shots` and `seed`.
+        metrics: Names of the metrics.
+        values: Returns the values of a fit and a metric.
+        groups: Returns the patient or source of each test image of a metric.
     """
     by_method: dict[str, dict[str, Any]] = {}
+    of_runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in fits:
-        runs = by_method.setdefault(entry["method"], {}).setdefault(str(entry["shots"]), {"runs": []})["runs"]
+        key = entry["method"], str(entry["shots"])
+        runs = by_method.setdefault(key[0], {}).setdefault(key[1], {"runs": []})["runs"]
         runs.append({name: value for name, value in entry.items() if name not in ("method", "shots")})
-    for by_shots in by_method.values():
-        for summary in by_shots.values():
-            for name in metrics:
-                values = [run[name] for run in summary["runs"] if run[name] is not None]
-                mean = float(np.mean(values)) if values else None
-                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                summary |= {name: mean, f"{name}_sd": deviation, f"{name}_interval": None}
-                if mean is not None and deviation is not None:
-                    half = float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
-                    summary[f"{name}_interval"] = [max(0.0, mean - half), min(1.0, mean + half)]
+        of_runs.setdefault(key, []).append(entry)
+    for (method, shots), entries in of_runs.items():
+        for name in metrics:
+            known = [entry for entry in entries if entry[name] is not None]
+            numbers = [entry[name] for entry in known]
+            mean = float(np.mean(numbers)) if numbers else None
+            deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+            of_images = [found for entry in known if values and (found := values(entry, name)) is not None]
+            interval = None
+            if of_images:
+                interval = mean_interval(np.stack(of_images), groups(name))
+            elif mean is not None and deviation:
+                half = float(t.ppf(0.975, len(numbers) - 1)) * deviation / len(numbers) ** 0.5
+                interval = [mean - half, mean + half]
+            cut = [max(0.0, interval[0]), min(1.0, interval[1])] if interval else None
+            by_method[method][shots] |= {name: mean, f"{name}_sd": deviation, f"{name}_interval": cut}
     return by_method
 
 

@@ -1,10 +1,12 @@
 """`biomedclip evaluate few-shot` on drawn images."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.benchmark_files import save_drawn, write_table
@@ -12,10 +14,13 @@ from helpers.benchmark_files import save_drawn, write_table
 from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.evaluate import main as evaluate
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
+from biomedclip.run_scripts.evaluation.few_shot import learner as module
 from biomedclip.run_scripts.evaluation.few_shot import methods
-from biomedclip.run_scripts.evaluation.few_shot import task as module
+from biomedclip.run_scripts.evaluation.few_shot import predictions as of_fits
 from biomedclip.run_scripts.evaluation.few_shot.draws import halves
 from biomedclip.run_scripts.evaluation.few_shot.finished import FITS, FinishedFits
+from biomedclip.run_scripts.evaluation.few_shot.intervals import mean_interval
+from biomedclip.run_scripts.evaluation.few_shot.robustness import measure_corrupted
 from biomedclip.run_scripts.evaluation.few_shot.summary import harmonic_mean, show_few_shot, summarize
 
 
@@ -81,24 +86,24 @@ def test_an_interrupted_evaluation_continues_and_other_settings_are_refused(meas
         pass
 
     done: list[tuple] = []
-    first = module._Learner.measure
+    first = module.Learner.measure
 
-    def killed(self, method, shots, seed, draw):
+    def killed(self, method, shots, seed, draw, **also):
         if len(done) == 3:
             raise Killed
         done.append((method, shots, seed))
-        return first(self, method, shots, seed, draw)
+        return first(self, method, shots, seed, draw, **also)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(module._Learner, "measure", killed)
+        patched.setattr(module.Learner, "measure", killed)
         measure("few-shot", classes, *FAST)
     with (tmp_path / "out" / FITS).open("a", encoding="utf-8") as file:
         file.write('{"method": "tip-ad')
     again: list[tuple] = []
     monkeypatch.setattr(
-        module._Learner,
+        module.Learner,
         "measure",
-        lambda self, *key: again.append(key[:3]) or first(self, *key),
+        lambda self, *key, **also: again.append(key[:3]) or first(self, *key, **also),
     )
     results = measure("few-shot", classes, *FAST)
     assert len(again) == 9 - 3 and not set(again) & set(done)
@@ -293,10 +298,13 @@ def test_two_models_are_compared(two_models, classes, tmp_path):
     arguments = ["few-shot", "--model", *two_models, "--data", str(classes), "--output-dir", str(tmp_path / "out")]
     evaluate([*arguments, *FAST])
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert "tip-adapter, 2 shots" in text and "95 % intervals of the mean over draws" in text
+    assert (
+        "tip-adapter, 2 shots" in text
+        and "95 % intervals of the mean over draws of the training images and over test images" in text
+    )
 
 
-def test_intervals_are_those_of_student_over_the_draws(capsys):
+def test_balanced_accuracies_have_intervals_of_student_over_the_draws(capsys):
     values = [0.6, 0.7, 0.8]
     runs = [{"method": "coop", "shots": 4, "seed": seed, "accuracy": value} for seed, value in enumerate(values)]
     by_method = summarize(runs, ["accuracy"])
@@ -306,5 +314,116 @@ def test_intervals_are_those_of_student_over_the_draws(capsys):
     assert summary["accuracy"] == pytest.approx(0.7) and summary["accuracy_sd"] == pytest.approx(0.1)
     assert summary["accuracy_interval"] == pytest.approx([0.7 - half, 0.7 + half], abs=1e-5)
     assert summarize(runs[:1], ["accuracy"])["coop"]["4"]["accuracy_interval"] is None
+    same = [run | {"accuracy": 0.5} for run in runs]
+    assert summarize(same, ["accuracy"])["coop"]["4"]["accuracy_interval"] is None, "no width without differences"
     show_few_shot({"by_method": by_method, "images": 9, "chance": 0.5, "most_frequent_class": 0.5})
     assert "0.45-0.95" in capsys.readouterr().out
+
+
+def test_accuracies_have_intervals_over_draws_and_test_images_with_a_note_if_there_are_few_draws(measure, classes):
+    one = measure("few-shot", classes, "--methods", "zero-shot", "tip-adapter", "--shots", "2", "--draws", "1")
+    by_method = one["metrics"]["by_method"]
+    for summary in (by_method["zero-shot"]["0"], by_method["tip-adapter"]["2"]):
+        right = round(6 * summary["accuracy"])
+        values = np.array([[1.0] * right + [0.0] * (6 - right)])
+        assert summary["accuracy_interval"] == pytest.approx(np.clip(mean_interval(values), 0, 1), abs=1e-6)
+        assert summary["balanced_accuracy_interval"] is None, "a single draw"
+    assert any("cover the choice of the test images, but not that of the tra" in note for note in one["data"]["notes"])
+    few = measure("few-shot", classes, "--methods", "linear-probe", "--shots", "4", "--draws", "2", out="whole")
+    notes = "\n".join(few["data"]["notes"])
+    assert "With two draws, the intervals are very wide" in notes
+    assert "Some draws have the same images, because there are few (1 of 2 with 4 shots differ)" in notes
+
+
+def predictions(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "predictions.parquet").to_pylist()
+
+
+def test_predictions_of_all_fits_are_written_and_give_the_accuracies(measure, classes, tmp_path):
+    results = measure("few-shot", classes, *FAST)
+    rows = predictions(tmp_path / "out")
+    names = ["method", "shots", "draw", "file", "true", "predicted", "probability_few spots", "probability_many spots"]
+    assert list(rows[0]) == names and len(rows) == 6 * (1 + 2 * 2 * 2)
+    assert results["settings"]["predictions"] == "all fits"
+    for method, by_shots in results["metrics"]["by_method"].items():
+        for shots, summary in by_shots.items():
+            for run in summary["runs"]:
+                key = (method, int(shots) or None, run["seed"] if int(shots) else None)
+                mine = [row for row in rows if (row["method"], row["shots"], row["draw"]) == key]
+                assert len(mine) == 6 and len({row["file"] for row in mine}) == 6
+                assert np.mean([row["true"] == row["predicted"] for row in mine]) == pytest.approx(run["accuracy"])
+                assert sum(mine[0][name] for name in names[-2:]) == pytest.approx(1)
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in rows]
+
+
+def test_predictions_are_the_same_after_an_interruption(measure, classes, tmp_path):
+    options = ["--methods", "tip-adapter-f", "--shots", "1", "2", "--draws", "2"]
+    measure("few-shot", classes, *options)
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("predictions.parquet", "predictions.csv")}
+    lines = (tmp_path / "out" / FITS).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "out" / FITS).write_text("".join(lines[:3]), encoding="utf-8")
+    stored = sorted((tmp_path / "out" / "fits").iterdir())
+    assert len(stored) == 4
+    stored[0].unlink()
+    stored[1].write_bytes(b"PK damaged")
+    measure("few-shot", classes, *options)
+    assert files == {name: (tmp_path / "out" / name).read_bytes() for name in files}
+
+
+def test_of_too_many_predictions_one_draw_is_written(measure, classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_fits, "MOST_VALUES", 50)
+    results = measure("few-shot", classes, *FAST, "--seed", "3")
+    keys = {(row["method"], row["shots"], row["draw"]) for row in predictions(tmp_path / "out")}
+    assert keys == {("zero-shot", None, None), ("linear-probe", 2, 3), ("tip-adapter", 2, 3)}
+    assert "the draw with seed 3 and 2 shots, because" in results["settings"]["predictions"]
+    monkeypatch.undo()
+    measure("few-shot", classes, *FAST, "--seed", "3")
+    assert len(predictions(tmp_path / "out")) == 6 * 9, "missing scores are computed"
+
+
+def test_predictions_of_base_and_novel_classes_have_a_column_part(measure, tmp_path):
+    folder = write_classes(tmp_path / "scans", ("a", "b", "c", "d", "e"))
+    measure("few-shot", folder, "--methods", "zero-shot", "--base-to-novel")
+    rows = predictions(tmp_path / "out")
+    assert {(row["true"], row["part"]) for row in rows} == {
+        (name, "base" if name < "d" else "novel") for name in "abcde"
+    }
+    for row in rows:
+        base = [row[f"probability_{name}"] for name in "abc"]
+        assert (base == [None] * 3) == (row["part"] == "novel") and (row["probability_d"] is None) == (
+            row["part"] == "base"
+        )
+
+
+def test_corrupted_test_images_are_measured_with_the_most_shots(measure, classes, tmp_path, capsys):
+    options = ["--methods", "zero-shot", "linear-probe", "--shots", "1", "2", "--draws", "2"]
+    templates = ["--templates", "a photo of {}", "--corruptions", "noise", "mark"]
+    found = measure("few-shot", classes, *options, *templates)["metrics"]
+    robustness = found["robustness"]
+    assert robustness["shots"] == 2 and list(robustness["by_method"]) == ["zero-shot", "linear-probe"]
+    probe = robustness["by_method"]["linear-probe"]
+    assert probe["clean"] == pytest.approx(found["by_method"]["linear-probe"]["2"]["accuracy"])
+    for entries in probe["corruptions"].values():
+        assert [entry["strength"] for entry in entries] == [1, 2, 3, 4, 5]
+        assert all(entry["drop"] == pytest.approx(probe["clean"] - entry["accuracy"]) for entry in entries)
+    alone = measure("zero-shot", classes, *templates, out="alone")["metrics"]["robustness"]
+    for name, entries in alone["corruptions"].items():
+        of_zero_shot = robustness["by_method"]["zero-shot"]["corruptions"][name]
+        assert [entry["accuracy"] for entry in entries] == [entry["accuracy"] for entry in of_zero_shot]
+    assert (tmp_path / "out" / "robustness.png").stat().st_size > 5000
+    output = capsys.readouterr().out
+    assert "Drop of the accuracy at strength 5, in points, 2 shots" in output
+    assert max(map(len, output.splitlines())) <= 80
+    with pytest.raises(UsageError, match="--base-to-novel measures two halves of the classes. Omit one of the two"):
+        measure("few-shot", classes, "--methods", "zero-shot", "--base-to-novel", "--corruptions", "noise")
+
+
+def test_an_image_that_cannot_be_corrupted_is_left_out_of_the_drop():
+    answers = {"answers all": [0, 1, 1, 0], "answers noise 1": [1, 1, -1, 0]}
+    fits = [{"method": "coop", "shots": 1}]
+    labels = np.array([0, 1, 1, 1])
+    found = measure_corrupted(fits, lambda fit, name: np.array(answers[name]), [("noise", 1)], labels, None)
+    (entry,) = found["by_method"]["coop"]["corruptions"]["noise"]
+    assert entry["drop"] == pytest.approx(1 / 3) and entry["accuracy"] == pytest.approx(1 / 3)
+    assert found["by_method"]["coop"]["clean"] == 0.75

@@ -175,7 +175,11 @@ def test_the_command_writes_the_drops_and_reuses_the_features_of_each_corruption
         ("zero-shot", ["--corruptions", "nois"], "Unknown corruption 'nois'. Did you mean 'noise'?"),
         ("linear-probe", ["--corruptions", "--protocol", "elevater"], "--corruptions needs --protocol logistic"),
         ("linear-probe", ["--prompt-sensitivity"], "--prompt-sensitivity applies only to zero-shot"),
-        ("retrieval", ["--corruptions"], "--corruptions applies only to zero-shot, linear-probe, image-classification"),
+        (
+            "retrieval",
+            ["--corruptions"],
+            "--corruptions applies only to zero-shot, linear-probe, few-shot, image-classification",
+        ),
     ],
 )
 def test_options_without_effect_are_errors(task, options, message, data, small_checkpoint, no_model, tmp_path, capsys):
