@@ -107,7 +107,13 @@ def panels(options: PanelOptions, arguments: Sequence[str]) -> None:
         def rows() -> Iterator[dict[str, Any]]:
             found: Found
             for number, found in enumerate(
-                find_panels(detect, inputs.rows(0, len(inputs)), batch_size=options.batch_size, workers=options.workers)
+                find_panels(
+                    detect,
+                    inputs.rows(0, len(inputs)),
+                    captions,
+                    batch_size=options.batch_size,
+                    workers=options.workers,
+                )
             ):
                 add(1)
                 if found.figure is None or found.image is None:

@@ -1,4 +1,7 @@
-"""From the output of a detector to the panels of a figure, with their labels in reading order."""
+"""From the output of a detector to the panels of a figure, with their labels in reading order.
+
+A caption helps: it names the labels and the types that the figure should have.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,16 +15,18 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ..bit_depth_biomedclip import on_white
 from ..image_processing_panel_detection import suppressed
-from .captions import in_order
+from .captions import in_order, split_caption
 from .cutting import background_level, cut_panels
-from .image_types import TypeScore, most_probable_type
+from .image_types import TypeScore, most_probable_type, with_caption
 from .label_reading import Marks, read_labels, reading_order
 from .letter_level import images_of_letters, joined
+from .pairing import split_for
 
 
 Box = tuple[float, float, float, float]
 OURS = Path(__file__).parent / "packaged_detector"  # weights that are part of the package
 SCORE = 0.25  # least score of a panel
+LOWER = (0.2, 0.15, 0.1, 0.07, 0.05)  # the same, tried in turn if the caption names more panels than were found
 LABEL_SCORE = 0.35  # least score of a printed label
 COMPOUND = 0.5  # from this probability on, a figure has several panels
 PERHAPS = 0.1  # the same, if several panels were found
@@ -111,19 +116,30 @@ class PanelDetector:
         return tuple(getattr(self.model.config, "image_types", ()))
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image]) -> list[FigurePanels]:
-        """Return the panels of each figure."""
-        inputs = self.image_processor(images=list(images), return_tensors="pt").to(self.model.device)
-        return self.figures_of(self.model(**inputs), images)
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> list[FigurePanels]:
+        """Return the panels of each figure.
 
-    def figures_of(self, outputs: Any, images: Sequence[Image.Image]) -> list[FigurePanels]:
+        Args:
+            images: The figures.
+            captions: Caption of each figure, None where it is unknown. The labels and types of images that it names
+                become more probable. Detectors that tell neither ignore captions.
+        """
+        inputs = self.image_processor(images=list(images), return_tensors="pt").to(self.model.device)
+        return self.figures_of(self.model(**inputs), images, captions)
+
+    def figures_of(
+        self, outputs: Any, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> list[FigurePanels]:
         """Return the panels of figures for which the model had these outputs."""
         if not hasattr(outputs, "compound_logits"):
             return self._of_other_detector(outputs, images)
-        types = list(self.model.config.image_types)
-        letters = list(self.model.config.printed_labels)
         found = _Outputs(outputs)
-        return [_figure(found.of(number), image, letters, types) for number, image in enumerate(images)]
+        return [
+            _figure(found.of(number), image, caption, self.model.config)
+            for number, (image, caption) in enumerate(zip(images, captions or [None] * len(images), strict=True))
+        ]
 
     def _of_other_detector(self, outputs: Any, images: Sequence[Image.Image]) -> list[FigurePanels]:
         sizes = torch.tensor([(image.height, image.width) for image in images])
@@ -152,13 +168,38 @@ class _Outputs:
         return {name: values[number] for name, values in self.arrays.items()}
 
 
-def _figure(
-    output: dict[str, torch.Tensor], image: Image.Image, letters: Sequence[str], types: Sequence[str]
+def _figure(output: dict[str, torch.Tensor], image: Image.Image, caption: str | None, config: Any) -> FigurePanels:
+    """Return the panels of a figure. If the caption names more than were found, weaker ones count too."""
+    expected = _labels_in(caption, config.printed_labels)
+    figure = _at_threshold(SCORE, output, image, caption, expected, config)
+    for threshold in LOWER:
+        if expected is None or not figure.compound or len(figure.panels) >= len(expected):
+            break
+        more = _at_threshold(threshold, output, image, caption, expected, config)
+        if len(more.panels) > len(expected):
+            break
+        figure = more
+    return figure
+
+
+def _labels_in(caption: str | None, names: Sequence[str]) -> list[str] | None:
+    """Return the labels that a caption names, None if it names fewer than two, or one that cannot be read."""
+    labels = [] if caption is None else list(split_caption(caption).panels)
+    return labels if len(labels) > 1 and {name.upper() for name in names}.issuperset(labels) else None
+
+
+def _at_threshold(
+    least: float,
+    output: dict[str, torch.Tensor],
+    image: Image.Image,
+    caption: str | None,
+    expected: Sequence[str] | None,
+    config: Any,
 ) -> FigurePanels:
     probability = float(output["compound_logits"].sigmoid())
     whole = (0.0, 0.0, float(image.width), float(image.height))
     longest = max(image.size)
-    boxes, scores, cells = _peaks(output["logits"], output["pred_boxes"], SCORE, OVERLAP)
+    boxes, scores, cells = _peaks(output["logits"], output["pred_boxes"], least, OVERLAP)
     marks = _peaks(output["label_logits"], output["label_boxes"], LABEL_SCORE, 0.3)
     pixels = _snapped(np.clip(boxes.numpy() * longest, 0, np.array(whole[2:] * 2)), image, marks[0].numpy() * longest)
     large = (pixels[:, 2:] - pixels[:, :2]).min(1) >= SMALLEST
@@ -173,24 +214,47 @@ def _figure(
     if not is_compound or len(pixels) < 2:
         weights = output["logits"][:, 0].sigmoid()
         chance = (chances * weights[:, None]).sum(0) / weights.sum()
-        image_type = most_probable_type(chance.tolist() if types else [], types)
-        return FigurePanels(False, probability, (Panel(whole, 1.0 - probability, None, image_type),))
+        figure = FigurePanels(False, probability, (Panel(whole, 1.0 - probability),))
+        return _with_types(figure, [chance.tolist()], caption, config.image_types)
     found = Marks(marks[0].numpy(), marks[1].numpy(), output["letter_logits"][marks[2]].log_softmax(-1).numpy())
-    read = read_labels(found, letters, pixels / longest)
-    panels = []
-    for number, (box, score) in enumerate(zip(pixels.tolist(), scores.tolist(), strict=True)):
-        image_type = most_probable_type(chances[cells[number]].tolist() if types else [], types)
-        panels.append(Panel(tuple(box), score, read.get(number), image_type))
-    return FigurePanels(True, probability, _in_reading_order(_at_letters(panels)))
+    read = read_labels(found, config.printed_labels, pixels / longest, expected)
+    panels = [
+        Panel(tuple(box), score, read[number].name if number in read else None)
+        for number, (box, score) in enumerate(zip(pixels.tolist(), scores.tolist(), strict=True))
+    ]
+    kept = list(range(len(panels)))
+    if 2 * sum(label.is_sure for label in read.values()) > len(read):
+        panels, kept = _at_letters(panels)
+    order = _reading_order(panels)
+    figure = FigurePanels(True, probability, tuple(panels[number] for number in order))
+    return _with_types(figure, chances[cells[kept][order]].tolist(), caption, config.image_types)
 
 
-def _at_letters(panels: Sequence[Panel]) -> Sequence[Panel]:
-    """Join images under one printed letter."""
+def _with_types(
+    figure: FigurePanels, chances: Sequence[Sequence[float]], caption: str | None, names: Sequence[str]
+) -> FigurePanels:
+    """Set the type of each panel, from its probabilities and its part of the caption, or else the text for all."""
+    if not names:
+        return figure
+    if caption is not None:
+        split, texts = split_for(figure, caption)
+        chances = [
+            with_caption(chance, [text or "", split.context], names)
+            for chance, text in zip(chances, texts, strict=True)
+        ]
+    panels = zip(figure.panels, chances, strict=True)
+    return replace(
+        figure, panels=tuple(replace(panel, image_type=most_probable_type(chance, names)) for panel, chance in panels)
+    )
+
+
+def _at_letters(panels: list[Panel]) -> tuple[list[Panel], list[int]]:
+    """Join images under one printed letter. Return the panels, and the number of the labeled image of each."""
     groups = images_of_letters([panel.box for panel in panels], [panel.label for panel in panels])
     if groups is None:
-        return panels
+        return panels, list(range(len(panels)))
     boxes = np.array([panel.box for panel in panels])
-    return [replace(panels[group[0]], box=joined(boxes[group])) for group in groups]
+    return [replace(panels[group[0]], box=joined(boxes[group])) for group in groups], [group[0] for group in groups]
 
 
 def _peaks(
@@ -242,9 +306,13 @@ def _edge(filled: np.ndarray, at: float, reach: int, *, begins: bool) -> float:
 
 
 def _in_reading_order(panels: Sequence[Panel]) -> tuple[Panel, ...]:
+    return tuple(panels[number] for number in _reading_order(panels))
+
+
+def _reading_order(panels: Sequence[Panel]) -> list[int]:
     """Sort by labels if all panels have one, otherwise by rows: a panel below the middle of another is in the next."""
     names = [panel.label for panel in panels]
     if all(names) and len(set(names)) == len(names):
         place = {name: number for number, name in enumerate(in_order(map(str, names)))}
-        return tuple(sorted(panels, key=lambda panel: place[str(panel.label)]))
-    return tuple(panels[number] for number in reading_order(np.array([panel.box for panel in panels])))
+        return sorted(range(len(panels)), key=lambda number: place[str(names[number])])
+    return reading_order(np.array([panel.box for panel in panels]))

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Detector(Protocol):
     """Finds the panels of figures. It is pickled for each worker, so it should load its weights in `prepare`.
 
-    The result for a figure must depend only on the figure and the detector: not on other figures, the number of
-    threads, or the process.
+    The result for a figure must depend only on the figure, its caption and the detector: not on other figures, the
+    number of threads, or the process.
     """
 
     @property
@@ -30,6 +30,8 @@ class Detector(Protocol):
     def prepare(self) -> None:
         """Load the weights in this process. Called before the first figure of each task."""
 
-    def __call__(self, images: Sequence[Image.Image]) -> "list[FigurePanels]":
-        """Return the panels of each figure."""
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> "list[FigurePanels]":
+        """Return the panels of each figure. Captions, if they are known, may help."""
         ...

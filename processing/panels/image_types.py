@@ -5,6 +5,7 @@ Garcia Seco de Herrera et al. 2015, "Overview of the ImageCLEF 2015 medical clas
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -22,10 +23,15 @@ TEMPLATES: tuple[str, ...] = tuple(_DATA["templates"])
 PROMPTS: dict[str, tuple[str, ...]] = {
     name: tuple(entry["prompts"]) for types in _DATA["groups"].values() for name, entry in types.items()
 }
-_WORDS: dict[str, tuple[str, ...]] = {
-    name: tuple(entry["words"]) for types in _DATA["groups"].values() for name, entry in types.items()
+_CUES: dict[str, tuple[re.Pattern[str], ...]] = {
+    name: tuple(re.compile(cue, 0 if re.search("[A-Z]", cue) else re.IGNORECASE) for cue in entry["cues"])
+    for types in _DATA["groups"].values()
+    for name, entry in types.items()
 }
 UNKNOWN = "unknown"  # type or group of an image whose probability is below a threshold
+# How many times more often captions name the group of the image than another group: 0.62 and 0.025 of the 441 panels
+# and single figures of PMC that the detector of this package was trained on.
+NAMED = 25.0
 
 
 @dataclass(frozen=True)
@@ -161,21 +167,53 @@ def parse_image_types(choice: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in IMAGE_TYPES if name in chosen)
 
 
-def type_in_caption(caption: str) -> str | None:
-    """Return the type of image that a caption names first, or None if it names none.
+def types_in_caption(caption: str) -> list[str]:
+    """Return the types of images that a caption names, the first one first.
 
     Abbreviations in capitals, such as MRI, must be written like that. Other words may begin with a capital.
+
+    Example:
+        >>> from biomedclip.processing.panels.image_types import types_in_caption
+        >>> types_in_caption("Chest radiograph at admission, and CT after a week.")
+        ['X-Ray 2D Radiography', 'Computerized Tomography']
+    """
+    found = []
+    for name, cues in _CUES.items():
+        places = [match.span() for cue in cues if (match := cue.search(caption))]
+        if places:
+            start, end = min(places, key=lambda place: (place[0], -place[1]))
+            found.append((start, -end, name))
+    return [name for _, _, name in sorted(found)]
+
+
+def with_caption(
+    probabilities: Sequence[float], texts: Sequence[str], names: Sequence[str] = IMAGE_TYPES
+) -> list[float]:
+    """Return the probabilities of types given a caption too. Types that it names gain by a factor of `NAMED`.
+
+    Args:
+        probabilities: One for each name, from the image alone.
+        texts: Parts of the caption, the one about the image first. The first that names a type counts.
+        names: Names of types.
+
+    Example:
+        >>> from biomedclip.processing.panels.image_types import with_caption
+        >>> with_caption([0.5, 0.5], ["Before.", "MRI of the brain."], ["Magnetic Resonance", "Endoscopy"])
+        [0.96..., 0.03...]
+    """
+    named = next(filter(None, ({*types_in_caption(text)} & {*names} for text in texts)), set())
+    if not named:
+        return list(probabilities)
+    weights = [value * (NAMED if name in named else 1.0) for value, name in zip(probabilities, names, strict=True)]
+    return [weight / (sum(weights) or 1.0) for weight in weights]
+
+
+def type_in_caption(caption: str) -> str | None:
+    """Return the type of image that a caption names first, or None if it names none.
 
     Example:
         >>> from biomedclip.processing.panels.image_types import type_in_caption
         >>> type_in_caption("Chest radiograph at admission.")
         'X-Ray 2D Radiography'
     """
-    lower = caption.lower()
-    found = []
-    for name, words in _WORDS.items():
-        for word in words:
-            place = caption.find(word) if word.upper() == word else lower.find(word.lower())
-            if place >= 0:
-                found.append((place, -len(word), name))
-    return min(found)[2] if found else None
+    return next(iter(types_in_caption(caption)), None)

@@ -83,7 +83,7 @@ class _PanelRows:
         self.article = article
         self.counts: Counter[str] = Counter()
         self.pair_ids = {row["pair_id"] for row in article.pairs}
-        self.found: dict[str, FigurePanels | str] = {}
+        self.found: dict[tuple[str, str], FigurePanels | str] = {}
         self.mentions = MentionLimit(article)
         self.bytes_left = MAX_ARTICLE_BYTES
 
@@ -123,23 +123,27 @@ class _PanelRows:
             yield from self._panel(f"{item}/panel-{number}", row, source, panel, own)
 
     def _examine(self, row: dict[str, Any]) -> "tuple[Image.Image | None, FigurePanels | str]":
-        """Return the image of a figure and its panels, or the error as text. Each file is examined once."""
-        digest = row["image_md5"]
-        if isinstance(known := self.found.get(digest), str):
+        """Return the image of a figure and its panels, or the error as text.
+
+        Each file is examined once with each caption.
+        """
+        key = (row["image_md5"], row["caption"])
+        if isinstance(known := self.found.get(key), str):
             return None, known
         try:
             image = read_image(row["image"])
             if known is None:
-                (known,) = self.step.detector([image])
+                (known,) = self.step.detector([image], [row["caption"]])
                 _check(known)
         except MemoryError:
             raise
         except Exception as error:  # of any kind, because images are not trusted
             if lasting_error(error) is not None:
                 raise
-            self.found[digest] = f"{type(error).__name__}: {error}"
-            return None, self.found[digest]
-        self.found[digest] = known
+            reason = f"{type(error).__name__}: {error}"
+            self.found[key] = reason
+            return None, reason
+        self.found[key] = known
         return image, known
 
     def _kept(self, item: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 from accelerate import PartialState
+from PIL import Image
 
 from biomedclip.processing.benchmarks.fingerprint import fingerprint_of
 from biomedclip.processing.images.inputs import InputImage
@@ -18,6 +19,7 @@ from biomedclip.processing.panels.annotations import (
     read_annotations,
     read_split_captions,
 )
+from biomedclip.processing.panels.detection import FigurePanels
 from biomedclip.processing.panels.pairing import split_for
 from biomedclip.processing.tables import read_text
 
@@ -125,11 +127,16 @@ def evaluate_panels(run: Run) -> dict[str, Any] | None:
     measured: list[MeasuredFigure] = []
     damaged: list[dict[str, str]] = []
     if data.figures:
-        detector, measured, damaged = find_all(data.figures, run.options, run.output_dir)
+        detector, found = find_all(data.figures, run.options, run.output_dir)
+        measured, damaged = found.figures, found.damaged
         if not measured:
             raise ValueError(f"--images {run.options.images}: no picture can be read.")
         metrics = panel_metrics(measured, seed=run.options.seed)
         show_panels(metrics, detector.name)
+        if found.differ:
+            alone = panel_metrics(found.without_captions, seed=run.options.seed)
+            show_captions_help(metrics, alone)
+            metrics["without_captions"] = alone
         captions = split_captions_of([figure.gold for figure in measured])
         splits["read_labels"] = [
             split_for(figure.found, figure.gold.split_caption.text)[0]
@@ -186,18 +193,36 @@ def _prediction(figure: MeasuredFigure) -> dict[str, Any]:
     }
 
 
-def find_all(
-    figures: Sequence[AnnotatedFigure], options: Any, folder: Path
-) -> tuple[MeasuredDetector, list[MeasuredFigure], list[dict[str, str]]]:
-    """Find the panels of all figures, and write `panels.jsonl`. Return the figures that can be read, and the others."""
+@dataclass(frozen=True)
+class FoundPanels:
+    """Figures with their panels, the same without the help of captions, and the figures that cannot be read."""
+
+    figures: list[MeasuredFigure]
+    without_captions: list[MeasuredFigure]
+    damaged: list[dict[str, str]]
+
+    @property
+    def differ(self) -> bool:
+        """Whether captions changed anything."""
+        return self.figures != self.without_captions
+
+
+def find_all(figures: Sequence[AnnotatedFigure], options: Any, folder: Path) -> tuple[MeasuredDetector, FoundPanels]:
+    """Find the panels of all figures, with and without their captions, and write `panels.jsonl` with the former."""
     detect, detector = _load(options)
     measured: list[MeasuredFigure] = []
     damaged: list[dict[str, str]] = []
+    alone: list[FigurePanels] = []
     captions = {figure.name: figure.caption for figure in figures if figure.caption is not None}
     images = (InputImage(figure.name, figure.file) for figure in figures)
 
+    def detect_twice(images: Sequence[Image.Image], captions: Sequence[str | None] | None = None) -> list[FigurePanels]:
+        without = detect(images)
+        alone.extend(without)
+        return detect(images, captions) if any(caption is not None for caption in captions or ()) else without
+
     def rows(add: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-        results = find_panels(detect, images, batch_size=options.batch_size, workers=options.workers)
+        results = find_panels(detect_twice, images, captions, batch_size=options.batch_size, workers=options.workers)
         for figure, found in zip(figures, results, strict=True):
             add(1)
             if found.figure is None:
@@ -208,7 +233,8 @@ def find_all(
 
     with counting(len(figures), "Searched", "figure") as add:
         write_rows(rows(add), COLUMNS, "jsonl", folder / PREDICTIONS)
-    return detector, measured, damaged
+    without = [replace(figure, found=panels) for figure, panels in zip(measured, alone, strict=True)]
+    return detector, FoundPanels(measured, without, damaged)
 
 
 def _load(options: Any) -> tuple[Detector, MeasuredDetector]:
@@ -274,6 +300,22 @@ def show_panels(metrics: dict[str, Any], detector: str) -> None:
         title = f"Smallest --unknown-below with an accuracy of {types['unknown_below']['required_accuracy']}"
         show_table(title, thresholds, ["", "threshold", "accepted", "accuracy"])
     say_undefined(metrics)
+
+
+def show_captions_help(metrics: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Print the main metrics with and without the help of captions."""
+    names = {
+        "compound figures: F1": ("single_or_compound", "f1"),
+        "ImageCLEF accuracy": ("panels_of_compound_figures", "imageclef_accuracy"),
+        "recall at IoU 0.5": ("panels_of_compound_figures", "recall"),
+        "precision at IoU 0.5": ("panels_of_compound_figures", "precision"),
+        "mAP at IoU 0.5": ("panels_of_compound_figures", "average_precision"),
+        "printed labels: right": ("printed_labels", "recall"),
+        "image group of found panels": ("image_types", "group_accuracy"),
+        "image type of found panels": ("image_types", "accuracy"),
+    }
+    rows = [(name, metrics[part][key], alone[part][key]) for name, (part, key) in names.items()]
+    show_table("With and without the help of captions", rows, ["", "image and caption", "image alone"])
 
 
 def show_captions(metrics: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Detectors of panels: the recursive X-Y cut, or an object detector of transformers."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -23,7 +23,16 @@ DETECTOR_HELP = (
     "Folder or Hub id of an object detector of transformers, or x-y-cut for cuts at empty stripes (default: the "
     "detector of this package)."
 )
-Detector = Callable[[Sequence[Image.Image]], list[FigurePanels]]
+
+
+class Detector(Protocol):
+    """Finds the panels of figures. Captions, if they are known, may help."""
+
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> list[FigurePanels]:
+        """Return the panels of each figure."""
+        ...
 
 
 def load_detector(
@@ -75,8 +84,11 @@ def check_detector(name: str | None, *, device: str = "auto", trust_remote_code:
             raise UsageError(f"--detector {name} is exported, and runs only on the CPU. Omit --device.")
 
 
-def cut_figures(images: Sequence[Image.Image]) -> list[FigurePanels]:
-    """Return the panels of each figure by the recursive X-Y cut, which tells no labels, types and scores."""
+def cut_figures(images: Sequence[Image.Image], captions: Sequence[str | None] | None = None) -> list[FigurePanels]:
+    """Return the panels of each figure by the recursive X-Y cut, which tells no labels, types and scores.
+
+    It needs no captions.
+    """
     figures = []
     for image in images:
         boxes = cut_panels(image)

@@ -49,11 +49,16 @@ class LazyDetector:
                 f"({self.fingerprint}, now {found}). Restore them, or start again with --overwrite."
             )
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[FigurePanels]:
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> list[FigurePanels]:
         """Return the panels of each figure."""
         detect = _load(self.name, self.trust_remote_code)
+        known = captions or [None] * len(images)
         with _one_thread():
-            return [figure for image in images for figure in detect([image])]
+            return [
+                figure for image, caption in zip(images, known, strict=True) for figure in detect([image], [caption])
+            ]
 
 
 def load_lazy_detector(name: str | None, *, trust_remote_code: bool = False) -> LazyDetector:

@@ -29,11 +29,18 @@ class Found:
     error: str | None = None
 
 
-def find_panels(detect: Detector, images: Iterator[InputImage], *, batch_size: int, workers: int) -> Iterator[Found]:
-    """Yield the panels of each figure in order. Threads decode figures ahead of the detector."""
+def find_panels(
+    detect: Detector, images: Iterator[InputImage], captions: Mapping[str, str], *, batch_size: int, workers: int
+) -> Iterator[Found]:
+    """Yield the panels of each figure in order. Threads decode figures ahead of the detector.
+
+    `captions` are those of a file by the ids of images. Rows of a dataset have their own.
+    """
     for batch in prepared_batches(_read_all, images, batch_size, workers):
-        pictures = [found.image for found in batch if found.image is not None]
-        figures = iter(detect(pictures) if pictures else [])
+        readable = [found for found in batch if found.image is not None]
+        pictures = [found.image for found in readable if found.image is not None]
+        texts = [caption_of(captions, found.input.id, found.input.columns) for found in readable]
+        figures = iter(detect(pictures, texts) if pictures else [])
         for found in batch:
             yield found if found.image is None else Found(found.input, found.image, next(figures))
 

@@ -47,8 +47,10 @@ def with_zero_shot_types(detect: Detector, classifier: Classifier, *, batch_size
     `batch_size` is the number of panels that are classified at once.
     """
 
-    def detect_and_classify(images: Sequence[Image.Image]) -> list[FigurePanels]:
-        figures = detect(images)
+    def detect_and_classify(
+        images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> list[FigurePanels]:
+        figures = detect(images, captions)
         types = _classified(classifier, _crops(images, figures), batch_size)
         return [_with_types(figure, list(islice(types, len(figure.panels)))) for figure in figures]
 
@@ -58,10 +60,12 @@ def with_zero_shot_types(detect: Detector, classifier: Classifier, *, batch_size
 def with_unknown_types(detect: Detector, threshold: float) -> Detector:
     """Return a detector that names types and groups with a smaller probability `unknown`."""
 
-    def detect_and_reject(images: Sequence[Image.Image]) -> list[FigurePanels]:
+    def detect_and_reject(
+        images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
+    ) -> list[FigurePanels]:
         return [
             _with_types(figure, [unknown_below(panel.image_type, threshold) for panel in figure.panels])
-            for figure in detect(images)
+            for figure in detect(images, captions)
         ]
 
     return detect_and_reject

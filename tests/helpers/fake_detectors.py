@@ -23,7 +23,7 @@ class Halves:
     def prepare(self) -> None:
         """Nothing is loaded."""
 
-    def __call__(self, images) -> list[FigurePanels]:
+    def __call__(self, images, captions=None) -> list[FigurePanels]:
         return list(map(self._of_image, images))
 
     def _of_image(self, image: Image.Image) -> FigurePanels:

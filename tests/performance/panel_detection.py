@@ -154,7 +154,7 @@ def read_and_find(detect: Callable[[Sequence[Image.Image]], Any], files: Sequenc
     """Find the panels of all figures as the command does, and return their number."""
     inputs = find_inputs(list(files))
     rows = inputs.rows(0, len(inputs))
-    found = find_panels(detect, rows, batch_size=options.batch_size, workers=options.workers)
+    found = find_panels(detect, rows, {}, batch_size=options.batch_size, workers=options.workers)
     return sum(len(figure.figure.panels) for figure in found if figure.figure is not None)
 
 

@@ -261,15 +261,15 @@ def test_weights_that_changed_during_a_build_are_an_error(tmp_path):
 def test_a_detector_reads_each_figure_alone_and_with_one_thread(tmp_path, monkeypatch):
     batches = []
 
-    def watched(images):
-        batches.append((len(images), torch.get_num_threads()))
+    def watched(images, captions):
+        batches.append((len(images), captions, torch.get_num_threads()))
         return detectors.cut_figures(images)
 
     monkeypatch.setattr(lazy_detector, "load_detector", lambda name, **options: watched)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     assert len(lazy_detector.load_lazy_detector(None)([Image.new("L", (40, 40))] * 3)) == 3
-    assert batches == [(1, 1)] * 3 and torch.get_num_threads() == 2
+    assert batches == [(1, [None], 1)] * 3 and torch.get_num_threads() == 2
     torch.set_num_threads(threads)
 
 

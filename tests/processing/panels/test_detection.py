@@ -1,6 +1,7 @@
 """From the output of a network to panels: one panel for a single figure, labels at their panels, reading order."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,9 +50,10 @@ class Network:
         return self.output
 
 
-def detect(network, image=None):
+def detect(network, image=None, caption=None):
     image = image or Image.new("RGB", (400, 400), "white")
-    (figure,) = PanelDetector(network, PanelDetectionImageProcessor(size={"height": 64, "width": 64}))([image])
+    detector = PanelDetector(network, PanelDetectionImageProcessor(size={"height": 64, "width": 64}))
+    (figure,) = detector([image], [caption])
     return figure
 
 
@@ -94,6 +96,45 @@ def test_roman_numerals_are_written_in_capitals_and_a_distant_label_belongs_to_n
     far = [((0.46, 0.93, 0.5, 0.97), 0)]
     figure = detect(Network([(box, 0) for box in GRID[:2]], marks(["A", "ii"]) + far))
     assert [panel.label for panel in figure.panels] == ["A", "II"]
+
+
+def test_a_caption_makes_the_types_that_it_names_more_probable():
+    network = Network([(box, 0) for box in GRID[:2]], marks("AB"))
+    network.config = SimpleNamespace(printed_labels=LETTERS, image_types=["Light microscopy", "PET"])
+    network.output.type_logits[:] = torch.tensor([1.0, 0.0])
+    alone = detect(network)
+    assert [panel.image_type.name for panel in alone.panels] == ["Light microscopy"] * 2
+    captioned = detect(network, caption="Findings: (A) PET before, and (B) after treatment.")
+    assert [panel.image_type.name for panel in captioned.panels] == ["PET", "Light microscopy"]
+    odds = 25 * math.exp(-1)
+    assert captioned.panels[0].image_type.score == pytest.approx(odds / (1 + odds), rel=1e-5)
+    shared = detect(network, caption="PET scans (A) before and (B) after treatment.")
+    assert [panel.image_type.name for panel in shared.panels] == ["PET"] * 2, "the text for all panels"
+    single = detect(Network([(GRID[0], 1)], compound=-5.0), caption="A figure without such words.")
+    assert single == detect(Network([(GRID[0], 1)], compound=-5.0))
+
+
+def test_weak_panels_count_if_the_caption_names_as_many():
+    network = Network([(box, 0) for box in GRID], marks("ABC"))
+    cells = (network.output.logits[0, :, 0] > 0).nonzero()[:, 0]
+    network.output.logits[0, cells[-1]] = math.log(0.12 / 0.88)
+    assert len(detect(network).panels) == len(detect(network, caption="(A) CT, (B) MRI, (C) PET.").panels) == 3
+    figure = detect(network, caption="(A) One, (B) two, (C) three, (D) four.")
+    assert [panel.label for panel in figure.panels] == ["A", "B", "C", "D"]
+    network.output.logits[0, cells[-1]] = math.log(0.01 / 0.99)
+    assert len(detect(network, caption="(A) One, (B) two, (C) three, (D) four.").panels) == 3
+
+
+def test_an_image_whose_letter_the_caption_does_not_name_belongs_to_another_panel():
+    """Its mark is faint, so without a caption it is C, the next letter."""
+    network = Network([(box, 0) for box in GRID[:3]], marks("ABC"))
+    cells = (network.output.label_logits[0, :, 0] > 0).nonzero()[:, 0]
+    network.output.letter_logits[0, cells[-1]] = 0.0
+    assert [panel.label for panel in detect(network).panels] == ["A", "B", "C"]
+    figure = detect(network, caption="(A) One and (B) two.")
+    assert [panel.label for panel in figure.panels] == ["A", "B"]
+    left, top, right, bottom = figure.panels[0].box
+    assert bottom > 200 and right < 200, "the third image is below the first"
 
 
 def test_figures_whose_panels_are_not_found_are_cut_at_empty_stripes():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from biomedclip.processing.panels.label_reading import Marks, read_labels, reading_order
+from biomedclip.processing.panels import label_reading
+from biomedclip.processing.panels.label_reading import Marks, ReadLabel, reading_order
 
 
 NAMES = [*"ABCDEFGHI", "1", "2", "3", "4", "ii", "iii"]
@@ -19,7 +20,13 @@ def marks(*found, sure=3.0):
     for row, (_, name) in enumerate(found):
         if name is not None:
             chances[row, NAMES.index(name)] = sure
+    chances -= np.log(np.exp(chances).sum(1, keepdims=True))
     return Marks(np.array(boxes).reshape(-1, 4), np.full(len(found), 0.9), chances)
+
+
+def read_labels(found, names, panels, expected=None):
+    read = label_reading.read_labels(found, names, panels, expected)
+    return {panel: label.name for panel, label in read.items()}
 
 
 def above(panel):
@@ -36,6 +43,36 @@ def test_letters_that_the_network_is_sure_of_are_kept(letters):
 def test_doubtful_letters_follow_from_the_order_by_rows_or_columns(seen, read):
     found = marks(*((above(panel), seen[panel].strip() or None) for panel in range(4)))
     assert read_labels(found, NAMES, GRID) == dict(enumerate(read))
+
+
+def test_labels_between_two_panels_belong_to_those_that_make_a_sequence():
+    """Each letter is above its own panel and equally near below the one above it, so the order decides."""
+    column = np.array([(0.1, 0.1 + 0.2 * row, 0.4, 0.28 + 0.2 * row) for row in range(4)])
+    centers = [(0.1, 0.09 + 0.2 * row) for row in range(4)]
+    for letters in ("ABCD", "BCDE"):
+        found = marks(*zip(centers, letters, strict=True), sure=8.0)
+        assert read_labels(found, NAMES, column) == dict(enumerate(letters))
+    found = marks(*zip(centers[1:], "BCD", strict=True), sure=8.0)
+    assert read_labels(found, NAMES, column) == dict(enumerate("ABCD")), "not A, B and C of the panels above"
+
+
+def test_a_caption_tells_which_letters_to_expect():
+    found = marks(*((above(panel), "AB"[panel]) for panel in range(2)), (above(2), None))
+    assert read_labels(found, NAMES, GRID[:3]) == {0: "A", 1: "B", 2: "C"}
+    assert read_labels(found, NAMES, GRID[:3], ["A", "B"]) == {0: "A", 1: "B"}
+    doubtful = marks(*((above(panel), None) for panel in range(4)))
+    assert read_labels(doubtful, NAMES, GRID, list("DEFG")) == dict(enumerate("DEFG"))
+    certain = marks(*((above(panel), "ABCH"[panel]) for panel in range(4)), sure=12.0)
+    assert read_labels(certain, NAMES, GRID, list("ABCD"))[3] == "H", "the picture counts more than the caption"
+    assert read_labels(doubtful, NAMES, GRID, ["left", "right"]) == read_labels(doubtful, NAMES, GRID)
+
+
+def test_labels_that_the_network_alone_tells_are_sure():
+    found = marks(*((above(panel), "ABC"[panel]) for panel in range(3)), sure=8.0)
+    read = label_reading.read_labels(found, NAMES, GRID)
+    assert read == {0: ReadLabel("A", True), 1: ReadLabel("B", True), 2: ReadLabel("C", True), 3: ReadLabel("D", False)}
+    faint = Marks(found.boxes, found.scores / 2, found.chances)
+    assert not any(label.is_sure for label in label_reading.read_labels(faint, NAMES, GRID).values())
 
 
 def test_text_at_other_places_is_no_label():

@@ -256,7 +256,7 @@ class Wrong(Halves):
 
     answers = [FigurePanels(True, 1.0, ())]
 
-    def __call__(self, images):
+    def __call__(self, images, captions=None):
         return self.answers
 
 
@@ -327,13 +327,14 @@ def test_pair_ids_stay_unique_if_a_figure_has_the_id_of_a_panel(mirror, tmp_path
     assert rows_by_id(tmp_path / "out")["PMC1.1/F1/g/panel-1"]["caption"] == "Three."
 
 
-def test_an_image_of_several_figures_is_examined_once(mirror, tmp_path, monkeypatch):
-    figures = "".join(figure_xml(f"F{number}", "(A) One. (B) Two.", "g") for number in range(4))
+def test_an_image_of_several_figures_is_examined_once_with_each_caption(mirror, tmp_path, monkeypatch):
+    captions = ["(A) One. (B) Two."] * 4 + ["Another caption."]
+    figures = "".join(figure_xml(f"F{number}", caption, "g") for number, caption in enumerate(captions))
     mirror.article(1, figures=figures, media={"g.png": png_bytes(1, WIDE)})
     calls, call = [], Halves.__call__
-    monkeypatch.setattr(Halves, "__call__", lambda self, images: calls.append(len(images)) or call(self, images))
-    assert build(mirror, tmp_path / "out")["pairs"] == 12
-    assert calls == [1]
+    monkeypatch.setattr(Halves, "__call__", lambda self, images, captions: calls.append(captions) or call(self, images))
+    assert build(mirror, tmp_path / "out")["pairs"] == 15
+    assert calls == [["(A) One. (B) Two."], ["Another caption."]]
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +389,7 @@ def test_an_interrupted_build_continues_with_the_next_article(undisturbed, tmp_p
     calls = watch(steps.PairFigures)
     call = Halves.__call__
 
-    def stop(self, images):
+    def stop(self, images, captions):
         if len(calls) > 9:
             raise KeyboardInterrupt
         return call(self, images)

@@ -283,7 +283,15 @@ def fake_detector(rows, label=True):
     answers = iter(
         found(*((tuple(p["box"]), p["label"] if label else None, p["type"]) for p in row["panels"])) for row in rows
     )
-    return lambda images: [next(answers) for _ in images]
+    last = []
+
+    def detect(images, captions=None):
+        """Captions, which come with a second call for the same images, change nothing."""
+        if captions is None:
+            last[:] = [next(answers) for _ in images]
+        return list(last)
+
+    return detect
 
 
 def test_labels_types_and_captions_of_a_detector_are_measured(figures, evaluate, monkeypatch, tmp_path):
@@ -306,6 +314,26 @@ def test_labels_types_and_captions_of_a_detector_are_measured(figures, evaluate,
     assert modes["caption_alone"]["label_f1"] == 1.0
     # The caption names A and B, so it is not split if A and C were read.
     assert (modes["read_labels"]["label_f1"], modes["read_labels"]["rouge_l"]) == (2 * 2 / (2 + 4), 1 / 2)
+
+
+def test_metrics_without_captions_stand_beside_those_with_them(figures, evaluate, monkeypatch, tmp_path):
+    rows = figures[1]
+    right, wrong = fake_detector(rows), json.loads(json.dumps(rows))
+    wrong[0]["panels"][0]["type"] = MRI if rows[0]["panels"][0]["type"] != MRI else GEL
+    without = fake_detector(wrong)
+
+    def detect(images, captions=None):
+        if captions is None:
+            right(images)
+            return without(images)
+        return right(images, captions)
+
+    monkeypatch.setattr(task, "load_detector", lambda *args, **kwargs: detect)
+    status, output = evaluate("--batch-size", "1")
+    assert status == 0 and "image and caption" in output and "image alone" in output
+    metrics = read_results(tmp_path / "out")["metrics"]
+    assert metrics["image_types"]["accuracy"] == 1.0
+    assert metrics["without_captions"]["image_types"]["accuracy"] == 4 / 5
 
 
 def test_predictions_that_a_person_has_checked_are_annotations(figures, evaluate, tmp_path):
