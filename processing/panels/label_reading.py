@@ -106,13 +106,18 @@ def _expected(names: Sequence[str], expected: Sequence[str] | None) -> _Expected
 def _completed(
     read: dict[int, ReadLabel], names: Sequence[str], wanted: _Expected, orders: Sequence[dict[int, int]]
 ) -> dict[int, ReadLabel]:
-    """Add the labels of panels whose mark was not found, if those of most panels follow the order without a fault."""
+    """Add the labels of panels whose mark was not found, if the others follow the order of the panels without a fault.
+
+    Most labels must be found, unless the caption names as many as there are panels.
+    """
+    if not read or (not wanted.exactly and 2 * len(read) <= len(orders[0])):
+        return read
     found = {panel: label.name for panel, label in read.items()}
     for order in orders:
         for kind in wanted.kinds:
             places = {panel: wanted.at(kind, place, len(order)) for panel, place in order.items()}
             complete = {panel: names[place].upper() for panel, place in places.items() if place is not None}
-            if 2 * len(read) > len(order) and complete.items() >= found.items() and len(complete) == len(order):
+            if complete.items() >= found.items() and len(complete) == len(order):
                 return {panel: read.get(panel, ReadLabel(name, False)) for panel, name in complete.items()}
     return read
 

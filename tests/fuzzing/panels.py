@@ -13,6 +13,7 @@ from biomedclip.processing.panels import SplitCaption, cut_panels, split_caption
 
 SIDE = 12  # cells of a map of the detector
 TYPES = ("Ultrasound", "PET", "Endoscopy")
+CAPTION = "Scans. (A) Ultrasound. (B) PET before, and (C) after."  # of figures of any content
 LETTERS = ("A", "B", "C", "D", "1", "2", "ii", "iii")
 ROMAN = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split()
 POSITIONS = {"left", "middle", "center", "centre", "right", "top", "bottom", "upper", "lower"}
@@ -89,8 +90,9 @@ def find_and_check(content: bytes) -> None:
     for left, top, right, bottom in cut_panels(image):
         assert 0 <= left < right <= image.width and 0 <= top < bottom <= image.height
     for detect in (cut_figures, *_detectors(Random(content))):
-        (figure,) = detect([image])
-        _check_figure(figure, image, content)
+        for caption in (None, CAPTION):
+            (figure,) = detect([image], [caption])
+            _check_figure(figure, image, content)
 
 
 def _check_figure(figure: Any, image: Any, content: bytes) -> None:
@@ -98,7 +100,7 @@ def _check_figure(figure: Any, image: Any, content: bytes) -> None:
     from biomedclip.run_scripts.panel_rows.rows import Found, row_of
 
     assert figure.compound == (len(figure.panels) > 1) and 0 <= figure.compound_score <= 1
-    row = row_of(Found(InputImage("x", content), image, figure), {"x": "(A) CT. (B) MRI."})
+    row = row_of(Found(InputImage("x", content), image, figure), {"x": CAPTION})
     json.dumps(row, allow_nan=False)
     for panel in row["panels"]:
         left, top, right, bottom = panel["box"]

@@ -86,6 +86,8 @@ def test_a_label_that_was_not_found_follows_from_the_others():
     assert read_labels(found, NAMES, GRID) == dict(enumerate("ABCD"))
     found = marks(*((above(panel), "ABCD"[panel]) for panel in (0, 3)))
     assert read_labels(found, NAMES, GRID) == {0: "A", 3: "D"}, "two of four are too few"
+    assert read_labels(found, NAMES, GRID, list("ABCD")) == dict(enumerate("ABCD")), "unless a caption names four"
+    assert read_labels(marks(((0.7, 0.2), None), sure=0), NAMES, GRID, list("ABCD")) == {}, "nothing was read"
     found = marks(*((above(panel), "AHCD"[panel]) for panel in (0, 1, 3)), sure=8.0)
     assert read_labels(found, NAMES, GRID) == {0: "A", 1: "H", 3: "D"}, "letters that break the order add no other"
 
