@@ -136,14 +136,20 @@ def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
         "leak_counts": ", ".join(f"{metric_name(name)} {count:,}" for name, count in counts.items()),
         "calibration": [*_calibration_rows(before, after)],
         "before": before is not None,
-        "temperature": decisions.get("temperature"),
+        "temperature": None if "findings" in decisions else decisions.get("temperature"),
+        "findings": "findings" in decisions,
         "thresholds": [_threshold_row(point) for point in decisions.get("operating_points") or []],
         "sets": [
             (f"{entry['coverage']:g}", _with_interval(entry, "measured_coverage"), f"{entry['mean_size']:.2f}")
             for entry in decisions.get("prediction_sets") or []
         ],
         "subgroups": [
-            (column, value, f"{found['images']:,}", *(_with_interval(found, name) for name in ("accuracy", "auroc")))
+            (
+                column,
+                value,
+                f"{found['images']:,}",
+                *(_with_interval(found, name) if name in found else "-" for name in ("accuracy", "auroc")),
+            )
             for column, values in result["subgroups"].items()
             for value, found in values.items()
         ],

@@ -79,9 +79,8 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
     show_stage(f"Classifying {len(inputs):,} images with {len(labels)} labels")
     load: Any = load_fine_tuned if own_labels else load_zero_shot
     with no_bars_without_terminal():
-        temperature = calibration.temperature
         classifier = load(
-            options.model, own_labels or prompts, precision=precision, device=device, temperature=temperature
+            options.model, own_labels or prompts, precision=precision, device=device, calibration=calibration
         )
         calibration.check(labels, prompts, classifier.weights)
         calibration.show()

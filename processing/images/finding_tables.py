@@ -23,6 +23,7 @@ from .findings import (
     policy_notes,
 )
 from .folders import SPLIT_NAMES, shown_name
+from .labeled import SUBGROUP, subgroup_value
 from .sets import images_of, labels_of
 from .sources import IMAGE_COLUMN, Source, open_source, refuse_columns
 from .split_column import by_split_column, split_rows
@@ -54,13 +55,16 @@ class Columns:
     folders: Sequence[str] = ()
     lists: Mapping[str, str] | None = None
     group_of_image: str | None = None
+    subgroup_column: Sequence[str] = ()
 
     @property
     def by_argument(self) -> dict[str, Any]:
         """Return the columns that a table must have, by the name of the argument that selects them."""
         groups = {"group_column": self.group_column} if self.group_column else {}
         splits = {"split_column": self.split_column} if self.split_column else {}
-        return {"image_column": self.image_column, "label_columns": list(self.label_columns), **groups, **splits}
+        subgroups = {f"{SUBGROUP} {name}": name for name in self.subgroup_column}
+        known: dict[str, Any] = {"image_column": self.image_column, "label_columns": list(self.label_columns)}
+        return known | groups | splits | subgroups
 
 
 @lru_cache(maxsize=1)
@@ -81,6 +85,7 @@ def read_finding_splits(
     split_column: str | None = None,
     uncertain: str = UNCERTAIN_DEFAULT,
     blank: str = BLANK_DEFAULT,
+    subgroup_column: Sequence[str] = (),
 ) -> dict[str, FindingImages]:
     """Read images with several findings each.
 
@@ -97,6 +102,7 @@ def read_finding_splits(
             testing).
         uncertain: Value of uncertain labels: `zero`, `one` or `ignore`.
         blank: Value of blank labels: `zero` or `ignore`.
+        subgroup_column: Further columns to read. An empty value is read as `(missing)`.
 
     Returns:
         The images of each split. Images without splits are returned as `train`.
@@ -115,7 +121,8 @@ def read_finding_splits(
     (['effusion', 'nodule'], (40, 2))
     ```
     """
-    columns = replace(_columns(label_columns, label_separator, image_column, group_column), split_column=split_column)
+    columns = _columns(label_columns, label_separator, image_column, group_column)
+    columns = replace(columns, split_column=split_column, subgroup_column=tuple(subgroup_column))
     raw = dict(_read(Path(path), os.fspath(path), columns, image_root))
     rows = np.concatenate([images.targets for images in raw.values()])
     blank_findings = [name for name, labels in zip(_findings(raw), rows.T, strict=True) if np.isnan(labels).all()]
@@ -201,7 +208,8 @@ def _of_sets(source: Source, columns: Columns) -> Iterator[tuple[str, FindingIma
         groups = labels_of(rows, columns.group_column, where, "group") if columns.group_column else None
         images = images_of(rows, columns.image_column, downloaded=source.downloaded)
         names = [f"{split}/{row}" for row in range(len(rows))]
-        yield split, FindingImages(images, np.array(labels), findings, names, groups)
+        subgroups = {name: [subgroup_value(value) for value in rows[name]] for name in columns.subgroup_column}
+        yield split, FindingImages(images, np.array(labels), findings, names, groups, columns=subgroups)
 
 
 def _findings_of(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[str]:
@@ -253,9 +261,9 @@ def _of_rows(rows: Sequence[ImageRow], columns: Columns, findings: list[str], ro
     images = [row for row, _ in kept.values()]
     names = [row.image.relative_to(root).as_posix() if root is not None else row.name for row in images]
     groups = [_group_of(row, columns) for row in images] if columns.group_column or columns.group_of_image else None
-    return FindingImages(
-        [row.image for row in images], np.array([labels for _, labels in kept.values()]), findings, names, groups
-    )
+    subgroups = {name: [subgroup_value(row.values.get(name)) for row in images] for name in columns.subgroup_column}
+    targets = np.array([labels for _, labels in kept.values()])
+    return FindingImages([row.image for row in images], targets, findings, names, groups, columns=subgroups)
 
 
 def _group_of(row: ImageRow, columns: Columns) -> str:

@@ -1,7 +1,7 @@
 """Images with several findings each: their targets, and the policies for uncertain and blank labels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -33,6 +33,7 @@ class FindingImages:
         groups: Patient or source of each image, if known. Images of one group belong in the same split.
         notes: Notes for the user on how the images were selected and which labels were replaced.
         drawn: Whether they were drawn from the training images, because the data has no such split.
+        columns: Further columns, such as the sex of the patient, with a value for each image.
     """
 
     images: Sequence[Any]
@@ -42,6 +43,7 @@ class FindingImages:
     groups: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     drawn: bool = False
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,6 +72,7 @@ class FindingImages:
             targets=self.targets[list(rows)],
             names=[self.names[row] for row in rows],
             groups=[self.groups[row] for row in rows] if self.groups is not None else None,
+            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
         )
 
     def with_note(self, note: str) -> "FindingImages":

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Labeled = TypeVar("Labeled", "LabeledImages", FindingImages)
 LABEL_COLUMN = "label"  # default
 MISSING = "(missing)"  # subgroup of images without a value
-_SUBGROUP = "subgroup_column"  # start of the arguments that select columns of subgroups
+SUBGROUP = "subgroup_column"  # start of the arguments that select columns of subgroups
 LABELS = "labels.csv"  # labels of the pairs of a built dataset
 ALL_ARE_TEST = "The images have no splits, so all of them are the test split."  # note
 ACCEPTED = (
@@ -194,7 +194,7 @@ def read_splits(
         )
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"group_column": group_column} if group_column else {}
-    columns |= {f"{_SUBGROUP} {name}": name for name in subgroup_column}
+    columns |= {f"{SUBGROUP} {name}": name for name in subgroup_column}
     wanted = columns | ({"split_column": split_column} if split_column else {})
     source = by_split_column(open_source(path, wanted, image_root, ACCEPTED), split_column)
     if source.sets:
@@ -357,17 +357,17 @@ def _of_rows(rows: Sequence[ImageRow], columns: Mapping[str, str], source: Sourc
     in_folder = source.content is not None
     names = [row.image.relative_to(source.root).as_posix() if in_folder else row.name for row in kept]
     groups = [value_of(row, columns["group_column"]) for row in kept] if "group_column" in columns else None
-    subgroups = {name: [_subgroup(row.values.get(name)) for row in kept] for name in _subgroup_columns(columns)}
+    subgroups = {name: [subgroup_value(row.values.get(name)) for row in kept] for name in _subgroup_columns(columns)}
     labels = [label for _, label in found.values()]
     return LabeledImages([row.image for row in kept], labels, names, groups, columns=subgroups)
 
 
 def _subgroup_columns(columns: Mapping[str, str]) -> list[str]:
-    return [column for argument, column in columns.items() if argument.startswith(_SUBGROUP)]
+    return [column for argument, column in columns.items() if argument.startswith(SUBGROUP)]
 
 
-def _subgroup(value: Any) -> str:
-    """Return a value as the name of a subgroup."""
+def subgroup_value(value: Any) -> str:
+    """Return a cell of a table as the name of a subgroup."""
     is_missing = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
     return MISSING if is_missing else str(value).strip()
 
@@ -378,7 +378,7 @@ def _of_set(rows: Any, split: str, columns: Mapping[str, str], source: Source) -
     where = f"{source.root}: the {split} split"
     labels = labels_of(rows, columns["label_column"], where)
     groups = labels_of(rows, columns["group_column"], where, "group") if "group_column" in columns else None
-    subgroups = {name: [_subgroup(value) for value in rows[name]] for name in _subgroup_columns(columns)}
+    subgroups = {name: [subgroup_value(value) for value in rows[name]] for name in _subgroup_columns(columns)}
     names = [f"{split}/{row}" for row in range(len(rows))]
     return LabeledImages(images, labels, names, groups, columns=subgroups)
 

@@ -1,4 +1,4 @@
-"""Read and write `calibration.json`: the temperature of a classifier, with the model and the labels it belongs to."""
+"""Read and write `calibration.json`: the temperatures of a classifier, with the model and the labels they belong to."""
 
 import json
 import math
@@ -22,23 +22,32 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature of a classifier.
+    """The temperature of a classifier, or those of the findings of a classifier of several findings.
 
     Args:
-        temperature: Number by which the logits are divided.
+        temperature: Number by which the logits are divided, or one for each label.
         labels: The labels in the order of the logits.
         weights: Fingerprint of the weights.
         prompts: Prompts of each label, None for a fine-tuned classifier.
         fitted_on: The images on which the temperature was fitted, for people.
         path: The file, None if there is none. Then the temperature is 1.
+        bias: Number for each label that is added to its logit after the division, None with a single temperature.
     """
 
-    temperature: float
+    temperature: float | list[float]
     labels: list[str]
     weights: str
     prompts: dict[str, list[str]] | None = None
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    bias: list[float] | None = None
+
+    def apply(self, logits: Any) -> Any:
+        """Return calibrated logits. `logits` is a tensor `(images, labels)`."""
+        if self.path is None:
+            return logits
+        scaled = logits / logits.new_tensor(self.temperature)
+        return scaled if self.bias is None else scaled + logits.new_tensor(self.bias)
 
     def content(self) -> dict[str, Any]:
         """Return the content of the file."""
@@ -50,7 +59,10 @@ class Calibration:
 
     def as_record(self) -> dict[str, Any] | None:
         """Return what the record of a run states, None without a file."""
-        return None if self.path is None else {"file": str(self.path), "temperature": self.temperature}
+        if self.path is None:
+            return None
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {"file": str(self.path), "temperature": self.temperature, **bias}
 
     def check(self, labels: Sequence[str], prompts: Mapping[str, Sequence[str]], weights: str) -> None:
         """Raise `ValueError` if the file belongs to other weights, labels or prompts."""
@@ -70,7 +82,9 @@ class Calibration:
     @property
     def shown(self) -> str:
         """Return the temperature in words."""
-        return f"temperature {self.temperature:.4g}"
+        if not isinstance(self.temperature, list):
+            return f"temperature {self.temperature:.4g}"
+        return f"temperatures {min(self.temperature):.4g} to {max(self.temperature):.4g} of {len(self.labels)} findings"
 
     def differs(self, labels: Sequence[str], prompts: Mapping[str, Sequence[str]], weights: str) -> str | None:
         """Return in what a model differs from the one that the file was fitted for: labels, prompts or weights."""
@@ -83,6 +97,9 @@ class Calibration:
             if mine != given:
                 return what
         return None
+
+
+UNCALIBRATED = Calibration(1.0, [], "")  # changes nothing
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -102,22 +119,33 @@ def read_calibration(path: Path) -> Calibration:
         raise ValueError(f"{path}: not JSON ({error}).") from error
     content = content if isinstance(content, dict) else {}
     temperature: Any = content.get("temperature")
+    bias: Any = content.get("bias")
     labels: Any = content.get("labels")
+    several = isinstance(temperature, list)
     prompts = content.get("prompts")
     are_prompts = isinstance(prompts, dict) and all(map(_are_texts, prompts.values())) and list(prompts) == labels
     for name, is_right in (
         ("schema", content.get("schema") == _SCHEMA),
-        ("temperature", isinstance(temperature, float | int) and math.isfinite(temperature) and temperature > 0),
+        ("temperature", _are_numbers(temperature if several else [temperature], above=0)),
         ("labels", _are_texts(labels) and len(set(labels)) == len(labels) > 1),
         ("weights", isinstance(content.get("weights"), str)),
         ("prompts", prompts is None or are_prompts),
         ("fitted_on", isinstance(content.get("fitted_on"), dict)),
+        ("temperature", not several or len(temperature) == len(labels)),
+        ("bias", _are_numbers(bias) and len(bias) == len(labels) if several else bias is None),
     ):
         if not is_right:
             raise ValueError(
                 f"{path}: the field {name} is missing or wrong. biomedclip evaluate --calibrate writes it."
             )
-    return Calibration(float(temperature), labels, content["weights"], prompts, content["fitted_on"], path)
+    temperatures = [float(value) for value in temperature] if several else float(temperature)
+    return Calibration(temperatures, labels, content["weights"], prompts, content["fitted_on"], path, bias)
+
+
+def _are_numbers(values: Any, above: float = -math.inf) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, float | int) and math.isfinite(value) and value > above for value in values
+    )
 
 
 def _are_texts(values: Any) -> bool:
@@ -138,7 +166,7 @@ def load_calibration(given: str | None, model: str) -> Calibration:
     if given not in (None, NONE):
         path = Path(str(given))
         return read_calibration(path / FILE if path.is_dir() else path)
-    return read_calibration(own) if own is not None and given is None else Calibration(1.0, [], "")
+    return read_calibration(own) if own is not None and given is None else UNCALIBRATED
 
 
-__all__ = ["FILE", "NONE", "Calibration", "load_calibration", "read_calibration"]
+__all__ = ["FILE", "NONE", "UNCALIBRATED", "Calibration", "load_calibration", "read_calibration"]

@@ -24,6 +24,7 @@ from ..cli.trust import questions_are_errors
 from ..embedding.encoders import OF_MODELS, check_encoder, label_embeds, load_encoder
 from ..evaluation.checks import check_weights, config_on_hub
 from ..evaluation.dual_encoders import DualEncoder
+from .calibrations import UNCALIBRATED, Calibration
 
 
 CONFIG = "config.json"
@@ -184,7 +185,7 @@ def load_zero_shot(
     *,
     precision: str,
     device: torch.device,
-    temperature: float = 1.0,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Classifier:
     """Load a dual encoder that classifies by the similarity to prompts.
 
@@ -196,19 +197,18 @@ def load_zero_shot(
         prompts: Prompts of each label.
         precision: Precision of the model.
         device: The device. Exported models always run on the CPU.
-        temperature: Number by which the logits are divided.
+        calibration: Calibration of the logits.
     """
     encoder = load_encoder(name, precision, device=device)
     flat = [prompt for texts in prompts.values() for prompt in texts]
     with encoder.precise():
         embeds = ZeroShotClassifier(encoder.model, encoder.processor, flat, "{}").class_embeds
     of_labels = label_embeds(embeds, prompts.values())
-    scale = encoder.logit_scale / temperature
 
     def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Texts times images, as in the forward pass of the model: the last bit of the product depends on the order.
         similarities = (of_labels @ encoder.embed_pixels(pixels).t()).t()
-        return (similarities * scale).softmax(dim=-1), similarities
+        return calibration.apply(similarities * encoder.logit_scale).softmax(dim=-1), similarities
 
     processor = encoder.processor.image_processor
     device = encoder.model.device
@@ -237,7 +237,12 @@ def load_classifier_model(name: str) -> tuple[Any, Any]:
 
 
 def load_fine_tuned(
-    name: str, labels: Sequence[str], *, precision: str, device: torch.device, temperature: float = 1.0
+    name: str,
+    labels: Sequence[str],
+    *,
+    precision: str,
+    device: torch.device,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Classifier:
     """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
     model, processor = load_classifier_model(name)
@@ -251,7 +256,7 @@ def load_fine_tuned(
     def predict(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
         with precise():
             logits = model(pixel_values=pixels.to(model.device)).logits
-        return activation(logits.float() / temperature).cpu(), None
+        return activation(calibration.apply(logits.float())).cpu(), None
 
     kind, weights = model.config.model_type, weights_fingerprint(model)
     return Classifier(name, kind, list(labels), processor, weights, model.device, None, predict)

@@ -14,7 +14,8 @@ from .bootstrap import bootstrap_interval
 
 BINS = 15  # default, as in Guo et al. (2017)
 SIMULATIONS = 200
-TEMPERATURES = (0.01, 100.0)  # the range in which the temperature is searched
+LARGEST_TEMPERATURE = 100.0
+SMALLEST_TEMPERATURE = 0.01  # smaller ones are searched only for logits of a standard deviation below 10
 _SMALLEST = np.finfo(np.float64).tiny
 
 
@@ -180,15 +181,25 @@ def fit_temperature(logits: Any, truth: np.ndarray) -> float:
         """Return the derivative of the mean loss by the inverse temperature."""
         return float(((softmax(logits * inverse) * logits).sum(axis=1) - own).mean())
 
-    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    smallest = smallest_temperature(float((logits - logits.mean(axis=1, keepdims=True)).std()))
+    low, high = 1 / LARGEST_TEMPERATURE, 1 / smallest
     if slope(low) >= 0:
-        return TEMPERATURES[1]  # equal probabilities are best
+        return LARGEST_TEMPERATURE  # equal probabilities are best
     if slope(high) <= 0:
+        nearly = "" if (own >= logits.max(axis=1)).all() else "nearly "
         raise ValueError(
-            f"all {len(truth):,} validation images are classified right, so that each smaller temperature fits them "
-            f"better, even below {TEMPERATURES[0]}. Use more validation images."
+            f"{nearly}all {len(truth):,} validation images are classified right, so that each smaller temperature fits "
+            f"them better, even below {smallest:.2g}. Use more validation images."
         )
     return 1 / _root(slope, low, high)
+
+
+def smallest_temperature(deviation: float) -> float:
+    """Return the smallest temperature that is searched, by the standard deviation of the logits.
+
+    The logits of a strongly regularized classifier are small, and so is their temperature.
+    """
+    return min(SMALLEST_TEMPERATURE, deviation / 1000) or SMALLEST_TEMPERATURE
 
 
 def _root(slope: Callable[[float], float], low: float, high: float) -> float:

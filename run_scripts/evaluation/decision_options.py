@@ -22,8 +22,8 @@ class DecisionOptions:
     )
     calibrate: bool = option(
         False,
-        "Fit a temperature on the validation split, and write it to calibration.json for classify (default: no). The "
-        "temperature of a linear probe is only in results.json.",
+        "Fit a temperature (of each finding) on the validation split, and write it to calibration.json for classify "
+        "(default: no). That of a linear probe or of prompt pairs is only in results.json.",
     )
     sensitivity: list[float] = option([], "Choose thresholds with these sensitivities on the validation split.")
     specificity: list[float] = option([], "Choose thresholds with these specificities on the validation split.")

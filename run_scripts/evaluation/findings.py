@@ -1,19 +1,31 @@
 """Zero-shot classification of images with several findings, by pairs of a positive and a negative prompt."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from scipy.special import expit
 
 from biomedclip import ZeroShotClassifier
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark, Pair, load_findings
 from biomedclip.processing.images.findings import FindingImages, check_some_readable
 
+from ..classification.calibrations import Calibration
 from ..embedding.encoders import label_embeds
+from .decision_options import given_decisions
 from .dual_encoders import DualEncoder
+from .finding_decisions import (
+    DecidedFindings,
+    ScoredFindings,
+    decide_findings,
+    notes_on_findings,
+    show_finding_decisions,
+)
 from .finding_metrics import measure_findings, show_findings
+from .finding_subgroups import measure_finding_subgroups, show_finding_subgroups
 from .predictions import Predictions
 from .robustness import (
     CorruptedFeatures,
@@ -28,32 +40,63 @@ from .zero_shot import data_of
 # Options of data with several findings. They are keyword arguments of `read_finding_splits`.
 OF_FINDINGS = (
     *("label_columns", "label_separator", "uncertain", "blank"),
-    *("image_column", "image_root", "group_column", "split_column"),
+    *("image_column", "image_root", "group_column", "split_column", "subgroup_column"),
 )
+IGNORED = "ignored"  # column of the predictions
+
+
+@dataclass(frozen=True)
+class MeasuredFindings:
+    """A split of images with several findings, and the validation split if an option needs it."""
+
+    test: FindingsBenchmark
+    validation: FindingsBenchmark | None
 
 
 def given_finding_options(options: Any) -> dict[str, Any]:
     """Return the options of data with several findings that have a value."""
     values = {name: getattr(options, name, None) for name in OF_FINDINGS}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
-def read_findings(options: Any) -> FindingsBenchmark:
-    """Read the images of a split with their findings. Raise `ValueError` if no image can be read."""
+def read_findings(options: Any) -> MeasuredFindings:
+    """Read the images of a split with their findings, and the validation split if an option needs it.
+
+    Raise `ValueError` if no image of a split can be read.
+    """
+    splits = load_with_validation(options, prompts=options.prompts, seed=options.seed)
+    for split, benchmark in splits.items():
+        check_some_readable(benchmark.images, f"--data {options.data}, {split} split")
+    return MeasuredFindings(splits[options.split], splits.get("validation") if given_decisions(options) else None)
+
+
+def load_with_validation(options: Any, *others: str, **also: Any) -> dict[str, FindingsBenchmark]:
+    """Load the measured split, other splits, and the validation split if an option needs it.
+
+    `also` are other arguments of [`load_findings`]. Raise `ValueError` if a split does not exist. The message names the
+    option if it is the validation split.
+    """
     columns = given_finding_options(options)
-    benchmark = load_findings(
-        options.data, splits=[options.split], prompts=options.prompts, seed=options.seed, **columns
-    )
-    check_some_readable(benchmark[options.split].images, f"--data {options.data}")
-    return benchmark[options.split]
+    given = given_decisions(options)
+    splits = [*others, *(["validation"] if given else []), options.split]
+    try:
+        return load_findings(options.data, splits=splits, **columns, **also)
+    except ValueError as error:
+        if given and "validation" in str(error):
+            raise ValueError(f"--{given[0]} needs a validation split. {error}") from error
+        raise
 
 
 def evaluate_findings(run: Run) -> dict[str, Any] | None:
     """Evaluate zero-shot classification of findings. The first process writes and returns the results."""
-    options, benchmark = run.options, run.data
+    options, benchmark, validation = run.options, run.data.test, run.data.validation
     encoder, store = run.load()
     images = benchmark.images
     features = store.images(images.images, images.names, benchmark.fingerprint)
+    of_validation = None
+    if validation is not None:
+        own = validation.images
+        of_validation = store.images(own.images, own.names, validation.fingerprint)
     corrupted = CorruptedFeatures.of(store, images, benchmark.fingerprint, options)
     if not PartialState().is_main_process:
         return None
@@ -63,8 +106,13 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
         return score_pairs(encoder, embeds, prompts, max_length=options.max_length)
 
     scores = score(features.embeds)
+    fitted_on = None
+    if validation is not None and of_validation is not None:
+        own = validation.images.select(of_validation.rows.tolist())
+        fitted_on = ScoredFindings(score(of_validation.embeds), own.targets, own.groups)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Zero-shot classification of findings, {len(usable):,} images", metrics)
+    concluded = conclude(options, usable, scores, fitted_on, zero_shot=True)
     metrics |= corrupted.measure(run, images, images.findings, (scores, features.rows.tolist()), score)
     if options.prompt_sensitivity:
         values = {}
@@ -76,7 +124,12 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
         show_paraphrases(metrics["prompt_sensitivity"])
     return run.write(
         encoder,
-        data=data_of(benchmark, len(usable), features.damaged, notes_of(benchmark, usable.groups)),
+        data=data_of(
+            benchmark,
+            len(usable),
+            features.damaged + (of_validation.damaged if of_validation else []),
+            notes_of(benchmark, usable.groups) + concluded.notes,
+        ),
         metrics=metrics,
         paper={},
         paper_source="",
@@ -85,7 +138,56 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
             "prompt_set": benchmark.prompt_set,
             "prompts": {name: {"positive": pair[0], "negative": pair[1]} for name, pair in benchmark.prompts.items()},
         },
-        predictions=finding_predictions(usable, scores).table(),
+        **concluded.results,
+    )
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """What follows from the scores of findings.
+
+    Args:
+        decided: The calibration of each finding and the measured decisions.
+        results: `predictions`, `subgroups` and `decisions` of [`Run.write`].
+        notes: Notes on what was fitted or read.
+    """
+
+    decided: DecidedFindings
+    results: dict[str, Any]
+    notes: list[str]
+
+
+def conclude(
+    options: Any,
+    images: FindingImages,
+    scores: np.ndarray,
+    validation: ScoredFindings | None,
+    *,
+    applied: Calibration | None = None,
+    zero_shot: bool = False,
+) -> Concluded:
+    """Decide by log-odds, measure and print decisions and subgroups, and make the predictions.
+
+    Args:
+        options: Options of the run.
+        images: The images that could be read.
+        scores: Their log-odds `(images, findings)`.
+        validation: The validation images, if an option needs them.
+        applied: An earlier calibration, with the same findings.
+        zero_shot: Whether a note states that decisions use labels.
+    """
+    test = ScoredFindings(scores, images.targets, images.groups)
+    decided = decide_findings(test, validation, images.findings, options, applied=applied)
+    show_finding_decisions(decided.results)
+    subgroups = measure_finding_subgroups(images, scores, seed=options.seed)
+    show_finding_subgroups(subgroups)
+    results = {
+        "predictions": finding_predictions(images, decided.calibrated(scores)),
+        "subgroups": subgroups,
+        "decisions": decided.results,
+    }
+    return Concluded(
+        decided, results, notes_on_findings(validation, images.findings, options, decided, zero_shot=zero_shot)
     )
 
 
@@ -95,8 +197,7 @@ def finding_predictions(images: FindingImages, scores: np.ndarray) -> Prediction
     Findings with a probability of 0.5 or more are predicted. The column `ignored` has the findings whose label is
     ignored, separated by `|`.
     """
-    with np.errstate(over="ignore"):
-        probabilities = 1 / (1 + np.exp(-scores))
+    probabilities = expit(scores)
     names = np.array(images.findings, dtype=object)
     finite = np.isfinite(scores).any(axis=1)
     predicted = [names[row >= 0].tolist() if known else None for row, known in zip(scores, finite, strict=True)]
@@ -107,8 +208,9 @@ def finding_predictions(images: FindingImages, scores: np.ndarray) -> Prediction
         probabilities=probabilities,
         classes=images.findings,
         groups=images.groups,
-        columns={"ignored": ["|".join(names[np.isnan(row)]) for row in images.targets]},
+        columns={IGNORED: ["|".join(names[np.isnan(row)]) for row in images.targets], **images.columns},
         images=images.images,
+        targets=images.targets,
     )
 
 

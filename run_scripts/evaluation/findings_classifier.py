@@ -3,22 +3,26 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 
-from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_findings
+from biomedclip.processing.benchmarks.findings import FindingsBenchmark
 from biomedclip.processing.images.findings import check_some_readable
 from biomedclip.processing.images.labeled import ALL_ARE_TEST
 
 from ..classification.classifiers import check_fine_tuned
 from ..classification.seen_images import count_seen_images, notes_on_seen
+from .decision_options import given_decisions
+from .finding_decisions import ScoredFindings, write_findings_calibration
 from .finding_metrics import measure_findings, show_findings
-from .findings import finding_predictions, given_finding_options, notes_of
-from .image_classification import load_classifier
+from .findings import conclude, given_finding_options, load_with_validation, notes_of
+from .image_classification import check_calibrations, load_classifier
 from .leaks import LEAKS_UNKNOWN, report_leaks
+from .reliability import own_calibration
 from .robustness import CorruptedFeatures
 from .run import Run
 from .zero_shot import data_of
@@ -29,9 +33,11 @@ class FindingsTest:
     """A split of images with several findings, and the labels of each classifier by its name.
 
     `train` is the training split if there is one and leaks are looked for. `notes` state why there is none.
+    `validation` is the validation split if an option needs it.
     """
 
     test: FindingsBenchmark
+    validation: FindingsBenchmark | None
     train: FindingsBenchmark | None
     labels: Mapping[str, list[str]]
     notes: Sequence[str] = ()
@@ -45,27 +51,29 @@ def read_classified_findings(options: Any) -> FindingsTest:
         ValueError: If a model is not a classifier of several findings, or the data has other findings.
     """
     labels = {name: check_fine_tuned(name, several=True) for name in options.model}
+    check_calibrations(options)
     splits, notes = _read(options)
     test = splits[options.split]
     for name, known in labels.items():
         _check_same_findings(test.images.findings, known, f"--data {options.data}", f"--model {name}")
-    check_some_readable(test.images, f"--data {options.data}, {options.split} split")
-    return FindingsTest(test, splits.get("train") if options.split != "train" else None, labels, notes)
+    validation = splits["validation"] if given_decisions(options) else None
+    for benchmark in [test, *([validation] if validation else [])]:
+        check_some_readable(benchmark.images, f"--data {options.data}, {benchmark.split} split")
+    return FindingsTest(test, validation, splits.get("train") if options.split != "train" else None, labels, notes)
 
 
 def _read(options: Any) -> tuple[dict[str, FindingsBenchmark], list[str]]:
-    """Read the split, and the training split if there is one and leaks are looked for.
+    """Read the split, the validation split if it is needed, and the training split if there is one for leaks.
 
     The second result states why there is no training split.
     """
-    columns = given_finding_options(options)
     notes = []
     if options.find_leaks and options.split != "train":
         try:
-            return load_findings(options.data, splits=["train", options.split], **columns), []
+            return load_with_validation(options, "train"), []
         except ValueError as error:
             notes.append(f"{LEAKS_UNKNOWN} {error}")
-    found = load_findings(options.data, splits=[options.split], **columns)
+    found = load_with_validation(options)
     return found, [] if ALL_ARE_TEST in found[options.split].notes else notes
 
 
@@ -88,6 +96,10 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     images, labels = test.images, run.data.labels[run.model]
     classifier, store = load_classifier(run)
     logits = store.images(images.images, images.names, test.fingerprint, features="logits")
+    validation, of_validation = run.data.validation, None
+    if validation is not None:
+        own = validation.images
+        of_validation = store.images(own.images, own.names, validation.fingerprint, features="logits")
     corrupted = CorruptedFeatures.of(store, images, test.fingerprint, options, features="logits")
     if not PartialState().is_main_process:
         return None
@@ -101,16 +113,30 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     scores = scores_of(logits.embeds)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Classification of findings, {len(usable):,} images", metrics)
+    fitted_on = None
+    if of_validation is not None:
+        own = validation.images.select(of_validation.rows.tolist())
+        fitted_on = ScoredFindings(scores_of(of_validation.embeds), own.targets, own.groups)
+    applied, applied_notes = None, list[str]()
+    if not options.calibrate:
+        applied, applied_notes = own_calibration(run.model, labels, classifier.weights, test.fingerprint)
+    concluded = conclude(options, usable, scores, fitted_on, applied=applied)
+    if fitted_on is not None:
+        source = {"data": validation.path, "fingerprint": validation.fingerprint, "images": len(fitted_on.targets)}
+        folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
+        write_findings_calibration(concluded.decided, folders, labels, classifier.weights, source)
     metrics |= corrupted.measure(run, images, images.findings, (scores, logits.rows.tolist()), scores_of)
     leaks = report_leaks(run.data.train, test)
     seen = count_seen_images(run.model, usable.images) if options.find_leaks else None
     notes = [*notes_of(test, usable.groups), *run.data.notes, *notes_on_seen(seen, len(usable))]
+    notes += [*applied_notes, *concluded.notes]
+    damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
-        data=data_of(test, len(usable), logits.damaged, notes) | {"leaks": leaks, "seen_in_training": seen},
+        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, "seen_in_training": seen},
         metrics=metrics,
         paper={},
         paper_source="",
         settings=given_finding_options(options) | {"labels": labels},
-        predictions=finding_predictions(usable, scores).table(),
+        **concluded.results,
     )

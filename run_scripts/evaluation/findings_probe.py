@@ -15,8 +15,10 @@ from biomedclip.processing.stratified import draw_fraction
 
 from ..cli.reporting import show_table
 from .classification import Curve
+from .decision_options import given_decisions
+from .finding_decisions import ScoredFindings
 from .finding_metrics import METRICS, measure_findings, show_findings
-from .findings import finding_predictions, given_finding_options, notes_of
+from .findings import conclude, given_finding_options, notes_of
 from .fractions import drawn_fractions, summarize_draws, summary_cells
 from .leaks import report_leaks
 from .linear_probe import (
@@ -24,9 +26,11 @@ from .linear_probe import (
     HELD_OUT,
     ITERATIONS,
     PROBE_DRAWS,
+    SAME_VALIDATION,
     STRENGTHS,
     LabeledFeatures,
     LinearClassifier,
+    notes_on_fit,
     standardization,
 )
 from .robustness import CorruptedFeatures
@@ -73,9 +77,16 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
     )
     show_findings_probe(metrics)
     scores = classifier(labeled[options.split].features)
+    fitted_on = None
+    if given_decisions(options):
+        of_validation = labeled["validation"]
+        fitted_on = ScoredFindings(classifier(of_validation.features), of_validation.labels, of_validation.groups)
+    concluded = conclude(options, kept[options.split], scores, fitted_on)
     clean = scores, features[options.split].rows.tolist()
     metrics |= corrupted.measure(run, test.images, test.images.findings, clean, classifier)
-    notes = notes_of(test, labeled[options.split].groups)
+    notes = notes_of(test, labeled[options.split].groups) + notes_on_fit(metrics["by_fraction"]) + concluded.notes
+    if fitted_on is not None:
+        notes.append(SAME_VALIDATION)
     if options.split == "validation":
         notes.append("The regularization was chosen on the measured split.")
     leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
@@ -94,7 +105,7 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
             "draws": draws,
             "chosen_by": "auroc",
         },
-        predictions=finding_predictions(kept[options.split], scores).table(),
+        **concluded.results,
     )
 
 

@@ -22,8 +22,9 @@ from ..cli.finding_fields import (
     uncertain_option,
 )
 from ..panel_rows.detectors import DETECTOR_HELP
-from .decision_options import OF_VALIDATION, DecisionOptions, check_decisions, given_decisions
+from .decision_options import DecisionOptions, check_decisions, given_decisions
 from .few_shot.options import SHOTS, check_few_shot_options
+from .findings import IGNORED
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
 from .pools import DRAWS
@@ -326,15 +327,22 @@ def check_options(options: Any, runs: Sequence[tuple[str, str | None]]) -> None:
 
 def _check_findings(options: Any, given: Collection[str]) -> None:
     """Refuse options that have no effect on data with several findings."""
-    in_vain = ("report", "subgroup_column", *OF_VALIDATION)
-    needs_one_label = "It needs data with one label for each image. Omit one of the two options."
+    no_set = (
+        "An image has several findings, and not one true class that a set could contain. Pass --sensitivity or "
+        "--specificity, which choose a threshold for each finding."
+    )
     for name, remedy in (
-        *((name, needs_one_label) for name in in_vain),
+        ("coverage", no_set),
+        ("report", "It needs data with one label for each image. Omit one of the two options."),
         ("benchmark", "The images of benchmarks have one label each. Omit one of the two options."),
         ("templates", "Pass --prompts FILE with positive and negative templates instead."),
     ):
         if name in given:
             raise UsageError(f"--{name.replace('_', '-')} has no effect with --label-columns. {remedy}")
+    if IGNORED in options.subgroup_column:
+        raise UsageError(
+            f"--subgroup-column {IGNORED}: the predictions have another column of this name. Rename it in the table."
+        )
     if getattr(options, "protocol", "logistic") != "logistic":
         raise UsageError("--protocol elevater has one label for each image. With --label-columns, use logistic.")
 

@@ -54,6 +54,7 @@ class Predictions:
         sets: Prediction sets of each image, by the name of their column.
         columns: Further columns of the data, such as the sex of the patient, with a value for each image.
         images: The images, in any form that [`read_row_image`] accepts. They are read on access.
+        targets: If an image can have several labels, 1, 0 or NaN (ignored) for each image and label.
     """
 
     files: Sequence[str]
@@ -65,6 +66,7 @@ class Predictions:
     sets: Mapping[str, Sequence[list[str]]] = field(default_factory=dict)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     images: Sequence[Any] = ()
+    targets: np.ndarray | None = None
 
     @property
     def is_multi_label(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..classification.calibrations import FILE, Calibration, load_calibration
 from ..cli.reporting import say, show_table
-from .calibration import TEMPERATURES, fit_temperature, measure_calibration, softmax
+from .calibration import LARGEST_TEMPERATURE, fit_temperature, measure_calibration, softmax
 from .decision_options import given_decisions
 from .decisions import (
     conformal_threshold,
@@ -92,8 +92,8 @@ def decide(
             results["not_calibrated"] = str(error)
         results["temperature"] = temperature
     elif applied is not None:
-        temperature = applied.temperature
-        results |= {"temperature": temperature, "calibration_file": str(applied.path)}
+        temperature = _single(applied)
+        results |= {"temperature": temperature, "calibration_file": FILE}
     if results["temperature"] is not None:
         results["before_calibration"] = measure_calibration(uncalibrated, test.truth, **measured)
     probabilities = softmax(test.logits / temperature)
@@ -135,6 +135,11 @@ def decide(
     return Decided(temperature, results, sets)
 
 
+def _single(calibration: Calibration) -> float:
+    assert not isinstance(calibration.temperature, list)  # the weights are those of a classifier of one label
+    return calibration.temperature
+
+
 def _operating_point(
     goal: str,
     wanted: float,
@@ -169,7 +174,7 @@ def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_
         notes.append(f"Only {images:,} validation images: the fitted values are uncertain.")
     if reason := decided.results.get("not_calibrated"):
         notes.append(f"The temperature stays 1, because {reason}")
-    if decided.temperature == TEMPERATURES[1]:
+    if decided.temperature == LARGEST_TEMPERATURE:
         notes.append(
             f"The temperature is the largest one, {decided.temperature:g}: equal probabilities fit the validation "
             "images better than the scores. Check the labels of these images."
@@ -190,7 +195,7 @@ def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_
 
 
 def notes_on_worse(results: dict[str, Any], of: str = "") -> list[str]:
-    """Return a note if the temperature makes the probabilities of the test images worse. `of` names a finding."""
+    """Return a note if the temperature makes the calibration of the test images worse. `of` names a finding."""
     before, after = results.get("before_calibration"), results.get("calibration")
     if not before or not after:
         return []
@@ -203,7 +208,7 @@ def notes_on_worse(results: dict[str, Any], of: str = "") -> list[str]:
     if not worse:
         return []
     return [
-        f"The calibration{of} makes the probabilities of the measured images worse: {'; '.join(worse)}. The images may "
+        f"The calibration{of} makes these values of the measured images worse: {'; '.join(worse)}. The images may "
         "differ from the validation images, or these are too few."
     ]
 
@@ -247,7 +252,11 @@ def write_calibration(
     """Write `calibration.json` to folders, if a temperature was fitted."""
     if decided.results["temperature"] is None or "calibration_file" in decided.results:
         return
-    calibration = Calibration(decided.temperature, list(labels), weights, prompts, fitted_on)
+    store_calibration(Calibration(decided.temperature, list(labels), weights, prompts, fitted_on), folders)
+
+
+def store_calibration(calibration: Calibration, folders: Sequence[Path]) -> None:
+    """Write a calibration to folders, and print where it is."""
     for folder in folders:
         earlier = " (replaces an earlier one)" if (folder / FILE).is_file() else ""
         try:

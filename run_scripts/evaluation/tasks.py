@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from biomedclip.processing.benchmarks.findings import FindingsBenchmark
-
 from .few_shot.task import evaluate_few_shot, read_few_shot
-from .findings import evaluate_findings, read_findings
+from .findings import MeasuredFindings, evaluate_findings, read_findings
 from .findings_classifier import FindingsTest, evaluate_classified_findings, read_classified_findings
 from .findings_probe import evaluate_findings_probe, read_probed_findings
 from .image_classification import TASK as IMAGE_CLASSIFICATION
@@ -38,7 +36,7 @@ def _read_zero_shot(options: Any) -> Any:
 
 
 def _evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
-    return evaluate_findings(run) if isinstance(run.data, FindingsBenchmark) else evaluate_zero_shot(run)
+    return evaluate_findings(run) if isinstance(run.data, MeasuredFindings) else evaluate_zero_shot(run)
 
 
 def _read_probed(options: Any) -> Any:

@@ -43,7 +43,7 @@ FACTS = {
     "model": {"weights": str, "labels": [str]},
     "base": {"name": str, "weights?": str},
     "training?": {str: object},
-    "calibration?": {"temperature": (int, float)},
+    "calibration?": {"temperature": (int, float, list)},
     "results": [RESULT],
 }
 
@@ -163,6 +163,12 @@ def _calibration(folder: Path, labels: Sequence[str], weights: str) -> dict[str,
     }
 
 
+def _temperature(calibration: Mapping[str, Any] | None) -> Any:
+    if calibration is None:
+        return "not calibrated"
+    return "one for each finding" if isinstance(calibration["temperature"], list) else calibration["temperature"]
+
+
 def show_classifier(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
     """Print the facts of the card of a classifier, and the excluded results."""
     training, calibration = facts["training"], facts["calibration"]
@@ -174,7 +180,7 @@ def show_classifier(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
         ("license of the base model", facts["base"]["license"] or "not stated"),
         ("training run", "stated" if training else "not stated"),
         ("training images", (training or {}).get("split_images", {}).get("train", "not recorded")),
-        ("temperature", calibration["temperature"] if calibration else "not calibrated"),
+        ("temperature", _temperature(calibration)),
     ]
     for result in facts["results"]:
         first = measures(result)[0]

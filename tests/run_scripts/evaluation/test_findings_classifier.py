@@ -130,8 +130,7 @@ def test_corrupted_images_leaks_and_policies_are_measured(classifiers, table, tm
             "has no labels of 'pleural effusion', and has findings that the model does not predict: 'patient_has'.",
         ),
         ([*COLUMNS, "--report"], "--report has no effect with --label-columns"),
-        ([*COLUMNS, "--calibrate"], "--calibrate has no effect with --label-columns"),
-        ([*COLUMNS, "--subgroup-column", "age"], "--subgroup-column has no effect with --label-columns"),
+        ([*COLUMNS, "--calibrate"], "--calibrate needs a validation split"),
     ],
 )
 def test_other_findings_and_options_without_effect_are_errors(classifiers, table, tmp_path, capsys, options, message):

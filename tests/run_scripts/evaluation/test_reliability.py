@@ -133,7 +133,7 @@ def test_evaluate_applies_the_calibration_of_a_classifier_as_classify_does(case,
     calibrated = run(model, data, tmp_path / "out", "--calibrate")
     results = run(model, data, tmp_path / "again")
     found = results["decisions"]
-    assert found["calibration_file"] == str(model / "calibration.json")
+    assert found["calibration_file"] == "calibration.json"
     for name in ("temperature", "before_calibration", "calibration"):
         assert found[name] == calibrated["decisions"][name]
     assert any(
