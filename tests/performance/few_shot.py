@@ -20,7 +20,8 @@ from torch import nn
 from biomedclip.processing import BiomedCLIPImageProcessor
 from biomedclip.run_scripts.cli.options import parse_options
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
-from biomedclip.run_scripts.evaluation.few_shot.task import check_few_shot_options, evaluate_few_shot, read_few_shot
+from biomedclip.run_scripts.evaluation.few_shot.options import check_few_shot_options
+from biomedclip.run_scripts.evaluation.few_shot.task import evaluate_few_shot, read_few_shot
 from biomedclip.run_scripts.evaluation.options import OPTIONS
 from biomedclip.run_scripts.evaluation.run import Run
 
