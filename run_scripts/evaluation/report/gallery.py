@@ -12,6 +12,7 @@ from ...embedding.thumbnails import data_url, jpeg
 
 SHOWN = 25  # images in each gallery
 SIDE = 180  # largest width and height of a thumbnail in pixels
+_NARROW = 140  # the same in a strip
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def gallery(entries: Iterable[Entry], kind: str = "", side: int = SIDE) -> str:
     return f'<div class="{f"images {kind}".strip()}">{figures}</div>'
 
 
-def strip(entries: Iterable[Entry], side: int = SIDE) -> str:
+def strip(entries: Iterable[Entry], side: int = _NARROW) -> str:
     """Return up to four thumbnails in a row."""
     return f'<div class="strip">{"".join(_figure(entry, side) for entry in entries)}</div>'
 

@@ -1,4 +1,4 @@
-"""The page of panels: metrics, confused groups of image types, and the worst figures with their boxes."""
+"""The page of panels: metrics, confused groups of image types, and the worst and least certain figures."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from biomedclip.processing.panels.scores import imageclef_accuracy
 from ...cli.html import literal
 from ..caption_metrics import MODES, SHOWN_METRICS
 from ..panel_metrics import MeasuredFigure
-from .gallery import SHOWN, Entry, gallery
+from .gallery import SHOWN, Entry, gallery, verdict
 from .page import confusion_table, heading, paragraph, table, write_page
 from .sections import environment, introduction, metrics_table, notes, title_of
 
 
-SIDE = 420  # largest width and height of a figure in pixels
+SIDE = 360  # largest width and height of a figure in pixels
 ANNOTATED, FOUND = "#0b5fff", "#ff7a00"  # colors that people with color blindness can tell apart
 _WIDTHS = {ANNOTATED: 4, FOUND: 2}  # pixels of the lines; a found box is drawn over an annotated one
 _OVER = "with bootstrap intervals over articles"
@@ -34,7 +34,7 @@ def write_panel_report(path: Path, results: Mapping[str, Any], *, figures: Seque
     Args:
         path: The HTML file.
         results: The content of `results.json`.
-        figures: Annotated figures, and what was found in them. Only the pictures of the gallery are read.
+        figures: Annotated figures, and what was found in them. Only the pictures of the galleries are read.
     """
     metrics = results["metrics"]
     sections = [
@@ -45,8 +45,7 @@ def write_panel_report(path: Path, results: Mapping[str, Any], *, figures: Seque
         heading("Image types"),
         _types(metrics, figures),
         _captions(metrics.get("sub_captions") or {}),
-        heading("The worst figures"),
-        _worst(figures),
+        _galleries(figures),
         environment(results),
     ]
     write_page(path, title_of(results), sections)
@@ -157,30 +156,45 @@ def worst_figures(figures: Sequence[MeasuredFigure], number: int = SHOWN) -> lis
     return sorted(faulty, key=lambda fault: (fault.accuracy, -fault.total))[:number]
 
 
-def _worst(figures: Sequence[MeasuredFigure]) -> str:
-    worst = worst_figures(figures)
-    if not worst:
-        return paragraph("There are no errors.")
+def uncertain_figures(figures: Sequence[MeasuredFigure], number: int = SHOWN) -> list[Faults]:
+    """Return the figures whose probability of being compound is closest to 0.5.
+
+    Figures with a probability of 0 or 1, such as those of the X-Y cut, are left out.
+    """
+    unsure = [Faults(figure) for figure in figures if 0 < figure.found.compound_score < 1]
+    return sorted(unsure, key=lambda fault: abs(fault.figure.found.compound_score - 0.5))[:number]
+
+
+def _galleries(figures: Sequence[MeasuredFigure]) -> str:
     legend = (
         f'<p class="legend"><span style="border-color: {ANNOTATED}"></span> annotated panel &nbsp; '
         f'<span style="border-color: {FOUND}"></span> found panel</p>'
     )
-    text = paragraph("Figures with the lowest ImageCLEF accuracy of their panels.")
-    return text + legend + gallery((_entry(fault) for fault in worst), "large", SIDE)
+    html, worst = heading("The worst figures"), worst_figures(figures)
+    html += paragraph(
+        "Figures with the lowest ImageCLEF accuracy of their panels." if worst else "There are no errors."
+    )
+    html += legend + gallery(map(_entry, worst), "large", SIDE) if worst else ""
+    if unsure := uncertain_figures(figures):
+        text = "Figures whose probability of being compound is closest to 0.5."
+        html += heading("The least certain figures") + paragraph(text)
+        html += legend + gallery(map(_entry, unsure), "large", SIDE)
+    return html
 
 
 def _entry(fault: Faults) -> Entry:
-    figure = fault.figure
+    figure, reasons = fault.figure, fault.reasons()
+    faults = f'<span class="wrong">{literal(reasons)}</span>' if reasons else verdict(True)
     caption = (
         f"{literal(figure.gold.name)}<br>panels: {len(figure.gold.panels)}, found: {len(figure.found.panels)}, "
-        f'accuracy {fault.accuracy:.2f}<br><span class="wrong">{literal(fault.reasons())}</span>'
+        f"accuracy {fault.accuracy:.2f}, compound with probability {figure.found.compound_score:.2f}<br>{faults}"
     )
     found, true = figure.boxes
     try:
         image: Any = draw_boxes(read_row_image(figure.gold.file), true, found)
     except (ImageError, ImportError):  # the file was changed after its panels were found
         image = None
-    return Entry(image, f"{figure.gold.name}: {fault.reasons()}", caption)
+    return Entry(image, f"{figure.gold.name}: {reasons or 'right'}", caption)
 
 
 def draw_boxes(image: Image.Image, annotated: Sequence[Any], found: Sequence[Any], side: int = SIDE) -> Image.Image:

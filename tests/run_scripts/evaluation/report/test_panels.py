@@ -14,7 +14,12 @@ from biomedclip.processing.panels.annotations import AnnotatedFigure, AnnotatedP
 from biomedclip.processing.panels.detection import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import GROUP_OF, TypeScore
 from biomedclip.run_scripts.evaluation.panel_metrics import MeasuredFigure, panel_metrics
-from biomedclip.run_scripts.evaluation.report.panels import draw_boxes, worst_figures, write_panel_report
+from biomedclip.run_scripts.evaluation.report.panels import (
+    draw_boxes,
+    uncertain_figures,
+    worst_figures,
+    write_panel_report,
+)
 from biomedclip.run_scripts.main import main
 
 
@@ -99,6 +104,19 @@ def test_the_worst_figures_come_first_with_the_reasons():
         "1 wrong label, 1 wrong image group",
     ]
     assert [fault.accuracy for fault in worst] == [0.0, 0.5, 1.0]
+
+
+def test_figures_with_a_probability_near_a_half_are_uncertain(tmp_path):
+    scores = (0.0, 0.9, 0.4, 1.0)
+    figures = [
+        replace(figure, found=replace(figure.found, compound_score=score))
+        for figure, score in zip(FIGURES, scores, strict=True)
+    ]
+    assert [fault.figure.gold.name for fault in uncertain_figures(figures)] == [f"{HOSTILE}.png", "label.png"]
+    text = write(figures, tmp_path / "report.html").split("<h2>The least certain figures</h2>")[1]
+    assert figures_in(text) == [html.escape(f"{HOSTILE}.png"), "label.png"]
+    assert "compound with probability 0.40" in text
+    assert "The least certain figures" not in write(FIGURES, tmp_path / "report.html"), "the scores are 1"
 
 
 def test_labels_that_were_not_annotated_and_types_that_are_not_told_are_no_faults():
