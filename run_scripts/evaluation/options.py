@@ -71,7 +71,7 @@ _TASKS = {
     "image_column image_root group_column": ["retrieval", *_LABELED],
     "label_column split_column": _LABELED,
     "label_columns label_separator uncertain blank": ["zero-shot", "linear-probe", "image-classification"],
-    "report": ["retrieval", "zero-shot", "linear-probe", "image-classification", "visual-question-answering", PANELS],
+    "report": [*_SINGLE, PANELS],
     "subgroup_column": ["zero-shot", "linear-probe", "image-classification"],
     "calibrate sensitivity specificity coverage": ["zero-shot", "linear-probe", "image-classification"],
     "text_column validation_fraction": ["retrieval"],

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
@@ -15,9 +17,10 @@ from biomedclip.processing.benchmarks.facts import published_few_shot
 
 from ...cli.plots import plot_few_shot
 from ..linear_probe import read_learned
+from ..robustness import PLOT as CORRUPTED_PLOT
 from ..robustness import CorruptedFeatures
 from ..run import Run, note_if_few_drawn
-from ..zero_shot import data_of
+from ..zero_shot import classification_metrics, data_of, predictions_of
 from .context import ContextEncoder
 from .finished import FITS, FinishedFits
 from .learner import ALL, BASE, MEASURED, NOVEL, Corrupted, Learner, Part, embedded_images, halves_of
@@ -164,12 +167,38 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
             **{name: list(getattr(options, name)) for name in ("methods", "shots")},
             "draws": draws,
             "base_to_novel": options.base_to_novel,
+            "find_leaks": options.find_leaks if drawn else None,
             "predictions": what,
             "templates": data.test.templates,
             "class_names": dict(zip(data.test.classes, data.test.class_names, strict=True)),
         },
         also=f", plot in {run.output_dir / PLOT}",
+        report=partial(_write_report, fitted=fitted, folder=run.output_dir),
     )
+
+
+def _write_report(path: Path, results: Mapping[str, Any], *, fitted: "_Fitted", folder: Path) -> None:
+    """Write the page of `--report`, with the first draw of the method that is the best at the most shots."""
+    from ..report.few_shot import write_few_shot_report  # imports scikit-learn
+
+    benchmark, test = fitted.learner.benchmark, fitted.learner.test
+    most = max(shots for _, shots, _ in fitted.entries)
+    name = PARTS[-1] if "base_classes" in results["metrics"] else "accuracy"
+    by_method = results["metrics"]["by_method"]
+    means = {method: by_shots[str(most)][name] for method, by_shots in by_method.items() if str(most) in by_shots}
+    best = max(means, key=lambda method: -1 if means[method] is None else means[method])
+    shown = next(fit for (method, shots, _), fit in fitted.entries.items() if (method, shots) == (best, most))
+    parts = {}
+    for part in fitted.learner.parts:
+        images = test.images.select(part.rows)
+        names = [benchmark.classes[number] for number in part.classes]
+        scores = fitted.array(shown, f"scores {part.name}")
+        positive = benchmark.positive if benchmark.positive in names else None
+        metrics = classification_metrics(torch.from_numpy(scores), images.labels, names, positive=positive, resamples=0)
+        parts[part.name] = predictions_of(images, scores, names), metrics
+    plots = {"Accuracy by training images": folder / PLOT}
+    plots |= {"Corrupted test images": folder / CORRUPTED_PLOT} if "robustness" in results["metrics"] else {}
+    write_few_shot_report(path, results, shown=shown, parts=parts, plots=plots)
 
 
 def _notes_on_intervals(digests: Mapping[tuple[int, int], str], draws: int) -> list[str]:

@@ -38,8 +38,8 @@ def write_report(path: Path, results: Mapping[str, Any], predictions: Prediction
         heading("Metrics"),
         _metrics(results),
         heading("Classes"),
-        _classes(results, predictions, truth),
-        _confusion(results["metrics"], predictions),
+        class_table(results["metrics"], predictions, truth),
+        confusions(results["metrics"], predictions),
         _plots(results, predictions, truth),
         _decisions(results.get("decisions") or {}),
         subgroups(results.get("subgroups") or {}, _METRICS),
@@ -60,19 +60,21 @@ def _metrics(results: Mapping[str, Any]) -> str:
     return metrics_table(metrics, baselines, "always the most frequent class", results["paper"]) + chance
 
 
-def _classes(results: Mapping[str, Any], predictions: Predictions, truth: np.ndarray) -> str:
+def class_table(metrics: Mapping[str, Any], predictions: Predictions, truth: np.ndarray) -> str:
+    """Return a table of the images, recall and precision of each class."""
     answers = [predictions.predicted.count(label) for label in predictions.classes]
-    matrix = results["metrics"]["confusion_matrix"]
+    matrix = metrics["confusion_matrix"]
     rows = []
     for number, label in enumerate(predictions.classes):
         right = None if matrix is None else matrix[number][number]
         precision = right / answers[number] if right is not None and answers[number] else None
-        recall = results["metrics"]["recall_of_class"][label]
+        recall = metrics["recall_of_class"][label]
         rows.append((label, int((truth == number).sum()), answers[number], recall, precision))
     return table("Images of each class", ["class", "images", "predicted", "recall", "precision"], rows)
 
 
-def _confusion(metrics: Mapping[str, Any], predictions: Predictions) -> str:
+def confusions(metrics: Mapping[str, Any], predictions: Predictions) -> str:
+    """Return the confusion matrix, or the most frequent confusions of many classes."""
     matrix, classes = metrics["confusion_matrix"], list(predictions.classes)
     if matrix is None:
         return ""
@@ -151,12 +153,15 @@ def _galleries(predictions: Predictions, truth: np.ndarray) -> str:
         entropy = -np.nansum(probabilities * np.log(probabilities), axis=1)  # 0 log 0 is NaN and counts as 0
     uncertain = [row for row in np.argsort(-entropy, kind="stable").tolist() if known[row]][:SHOWN]
     html = heading("The worst errors") + paragraph("Wrong predictions with the lowest probability of the true class.")
-    html += _gallery(predictions, errors) if errors else paragraph("There are no errors.")
+    html += image_gallery(predictions, errors) if errors else paragraph("There are no errors.")
     html += heading("The least certain images")
-    return html + paragraph("Images whose probabilities have the highest entropy.") + _gallery(predictions, uncertain)
+    return (
+        html + paragraph("Images whose probabilities have the highest entropy.") + image_gallery(predictions, uncertain)
+    )
 
 
-def _gallery(predictions: Predictions, rows: Sequence[int]) -> str:
+def image_gallery(predictions: Predictions, rows: Sequence[int]) -> str:
+    """Return thumbnails of images with their true class and their most probable classes."""
     return gallery(_entry(predictions, row) for row in rows)
 
 
