@@ -333,7 +333,6 @@ def _check_findings(options: Any, given: Collection[str]) -> None:
     )
     for name, remedy in (
         ("coverage", no_set),
-        ("report", "It needs data with one label for each image. Omit one of the two options."),
         ("benchmark", "The images of benchmarks have one label each. Omit one of the two options."),
         ("templates", "Pass --prompts FILE with positive and negative templates instead."),
     ):

@@ -160,9 +160,7 @@ class Run:
         write_json(self.output_dir / "results.json", results)
         if getattr(self.options, "report", False):
             if report is None and isinstance(predictions, Predictions):
-                from .report.classification import write_report  # imports this module and scikit-learn
-
-                report = partial(write_report, predictions=predictions)
+                report = partial(_report_of(predictions), predictions=predictions)
             if report is None:
                 raise TypeError(f"{task} has no report.")
             report(self.output_dir / REPORT, results)
@@ -182,6 +180,17 @@ class Run:
             (self.output_dir / CALIBRATION).unlink(missing_ok=True)
         if had_report:
             (self.output_dir / REPORT).unlink(missing_ok=True)
+
+
+def _report_of(predictions: Predictions) -> Callable[..., None]:
+    """Return the function that writes the page of a classification."""
+    if predictions.is_multi_label:
+        from .report.findings import write_findings_report
+
+        return write_findings_report
+    from .report.classification import write_report  # imports this module and scikit-learn
+
+    return write_report
 
 
 def _is_fitted(results: Mapping[str, Any]) -> bool:

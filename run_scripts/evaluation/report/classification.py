@@ -14,7 +14,17 @@ from .gallery import SHOWN, Entry, gallery, ranked, verdict
 from .page import confusion_table, heading, paragraph, plot, table, write_page
 from .plots import plot_curves, plot_reliability
 from .robustness import robustness
-from .sections import environment, introduction, metrics_table, notes, prompts, subgroups, title_of
+from .sections import (
+    by_fraction,
+    environment,
+    introduction,
+    metrics_table,
+    notes,
+    prompts,
+    subgroups,
+    thresholds,
+    title_of,
+)
 
 
 MOST_CLASSES = 15  # of the confusion matrix
@@ -37,6 +47,7 @@ def write_report(path: Path, results: Mapping[str, Any], predictions: Prediction
         notes(results),
         heading("Metrics"),
         _metrics(results),
+        by_fraction(results["metrics"], _METRICS),
         heading("Classes"),
         class_table(results["metrics"], predictions, truth),
         confusions(results["metrics"], predictions),
@@ -123,18 +134,7 @@ def _decisions(decisions: Mapping[str, Any]) -> str:
     accuracies = decisions["abstention"]["accuracy_at_coverage"].items()
     shown = [(f"{float(part):.0%} most confident", value) for part, value in accuracies]
     html += table("Accuracy if the model abstains from the other images", ["images", "accuracy"], shown)
-    if points := decisions.get("operating_points"):
-        names = ["sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value"]
-        rows = [
-            (
-                f"{point['class']}: {point['goal']} {point['wanted']:g}",
-                point["threshold"],
-                *(with_interval(point, name) for name in names),
-            )
-            for point in points
-        ]
-        columns = ["class: wanted", "threshold", *(name.replace("_", " ") for name in names)]
-        html += table("Thresholds chosen on the validation split, measured here", columns, rows)
+    html += thresholds(decisions.get("operating_points") or [], "class")
     if sets := decisions.get("prediction_sets"):
         rows = [
             (f"{entry['coverage']:g}", with_interval(entry, "measured_coverage"), entry["mean_size"]) for entry in sets

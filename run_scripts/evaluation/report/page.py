@@ -21,6 +21,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max
   background: #fff; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #d0d0d0; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p, li { overflow-wrap: anywhere; }
 td, th { overflow-wrap: break-word; max-width: 24rem; }
 .wide { overflow-x: auto; }

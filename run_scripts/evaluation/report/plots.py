@@ -39,25 +39,36 @@ def curves_of(probabilities: np.ndarray, truth: np.ndarray, positive: int) -> li
 @plain_text
 def plot_curves(probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[str], positive: int) -> bytes | None:
     """Plot ROC and precision-recall curves. Return None if no class has a curve."""
-    curves = curves_of(probabilities, truth, positive)
-    if not curves:
-        return None
-    with fonts_for("".join(map(one_line, classes))):
+    curves = [
+        (classes[number], truth == number, scores) for number, scores in curves_of(probabilities, truth, positive)
+    ]
+    return draw_curves(curves, prevalence=len(curves) == 1) if curves else None
+
+
+@plain_text
+def draw_curves(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], *, prevalence: bool) -> bytes:
+    """Plot ROC and precision-recall curves. Each one has a name, whether each image is positive, and their scores.
+
+    `prevalence` draws the precision of a random order.
+    """
+    with fonts_for("".join(one_line(name) for name, _, _ in curves)):
         figure, (roc, recall) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-        for number, scores in curves:
-            is_class = truth == number
-            name = short(classes[number])
-            false_rate, true_rate, _ = roc_curve(is_class, scores)
-            (line,) = roc.plot(false_rate, true_rate, label=f" {name}: {roc_auc_score(is_class, scores):.3f}")
-            precision, recalled, _ = precision_recall_curve(is_class, scores)
-            average = average_precision_score(is_class, scores)
-            recall.step(recalled, precision, where="post", color=line.get_color(), label=f" {name}: {average:.3f}")
-            if len(curves) == 1:
-                recall.axhline(is_class.mean(), color="0.5", linestyle="--", linewidth=1, label=" prevalence")
+        for name, positive, scores in curves:
+            false_rate, true_rate, _ = roc_curve(positive, scores)
+            (line,) = roc.plot(false_rate, true_rate, label=f" {short(name)}: {roc_auc_score(positive, scores):.3f}")
+            precision, recalled, _ = precision_recall_curve(positive, scores)
+            average = average_precision_score(positive, scores)
+            label = f" {short(name)}: {average:.3f}"
+            recall.step(recalled, precision, where="post", color=line.get_color(), label=label)
+            if prevalence:
+                color = "0.5" if len(curves) == 1 else line.get_color()
+                recall.axhline(positive.mean(), color=color, linestyle="--", linewidth=1)
+        if prevalence:
+            recall.plot([], [], color="0.5", linestyle="--", linewidth=1, label=" prevalence")
         roc.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label=" chance")
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, with AUROC")
         recall.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall, with average precision")
-        _fractions_on_both_axes(roc, recall)
+        fractions_on_both_axes(roc, recall)
         return png_of(figure)
 
 
@@ -84,11 +95,12 @@ def plot_reliability(decisions: Mapping[str, Any], counted: str = "images") -> b
     accuracy = 1 - decisions["abstention"]["aurc_of_random_order"]
     coverage.axhline(accuracy, color="0.5", linestyle="--", linewidth=1, label=f"all {counted}")
     coverage.set(xlabel=f"fraction of the {counted} that are answered", ylabel="accuracy", title="Abstention")
-    _fractions_on_both_axes(reliability, coverage)
+    fractions_on_both_axes(reliability, coverage)
     return png_of(figure)
 
 
-def _fractions_on_both_axes(*plots: Any) -> None:
+def fractions_on_both_axes(*plots: Any) -> None:
+    """Let both axes of plots go from 0 to 1, with a grid and a legend."""
     for axes in plots:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)

@@ -7,6 +7,7 @@ from typing import Any
 from biomedclip.model_cards.model_card import TASKS
 
 from ...cli.reporting import UNDEFINED, undefined_lines
+from ..fractions import summary_cells
 from ..run import metric_words, with_interval
 from .page import MOST_ROWS, bullets, heading, paragraph, table
 
@@ -84,6 +85,36 @@ def metrics_table(
         rows.append((metric_words(name), value, shown, *also, *([paper.get(name)] if paper else [])))
     columns = ["metric", "value", "95 % interval", *([baseline] if baseline else []), *(["paper"] if paper else [])]
     return table(caption, columns, rows)
+
+
+def by_fraction(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the metrics `names` of a linear probe by fraction of the training labels, if there are several fits."""
+    found = metrics.get("by_fraction") or {}
+    if sum(len(summary["runs"]) for summary in found.values()) < 2:
+        return ""
+    rows = [
+        (f"{float(part):.0%}", summary["runs"][0]["images"], len(summary["runs"]), *summary_cells(summary, names))
+        for part, summary in found.items()
+    ]
+    columns = ["training labels", "images", "draws", *map(metric_words, names)]
+    return table("By fraction of the training labels: mean and standard deviation over draws", columns, rows)
+
+
+def thresholds(points: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Return a table of operating points, if there are any. `kind` is what has a threshold, such as `class`."""
+    if not points:
+        return ""
+    names = ["sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value"]
+    rows = [
+        (
+            f"{point['class']}: {point['goal']} {point['wanted']:g}",
+            point["threshold"],
+            *(with_interval(point, name) for name in names),
+        )
+        for point in points
+    ]
+    columns = [f"{kind}: wanted", "threshold", *(name.replace("_", " ") for name in names)]
+    return table("Thresholds chosen on the validation split, measured here", columns, rows)
 
 
 def subgroups(found: Mapping[str, Mapping[str, Any]], names: Sequence[str], counted: str = "images") -> str:

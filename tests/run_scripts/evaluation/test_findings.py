@@ -256,7 +256,6 @@ def test_the_probe_learns_findings_and_reports_leaks_of_patients(measure, table,
         ([*COLUMNS, "--label-column", "left"], 2, "--label-column is for one label, and --label-columns for several"),
         ([*COLUMNS, "--templates", "{}"], 2, "--templates has no effect with --label-columns. Pass --prompts FILE"),
         ([*COLUMNS, "--benchmark", "pcam"], 2, "--benchmark has no effect with --label-columns. The images of"),
-        ([*COLUMNS, "--report"], 2, "--report has no effect with --label-columns. It needs data with one label"),
         (
             ["--label-columns", "left", "both"],
             1,

@@ -129,7 +129,6 @@ def test_corrupted_images_leaks_and_policies_are_measured(classifiers, table, tm
             ["--label-columns", "cyst", "mass", "patient_has"],
             "has no labels of 'pleural effusion', and has findings that the model does not predict: 'patient_has'.",
         ),
-        ([*COLUMNS, "--report"], "--report has no effect with --label-columns"),
         ([*COLUMNS, "--calibrate"], "--calibrate needs a validation split"),
     ],
 )
