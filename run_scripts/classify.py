@@ -14,7 +14,7 @@ from biomedclip.processing.images.inputs import find_inputs
 
 from .classification.calibrations import load_calibration
 from .classification.classifiers import check_classifier, load_fine_tuned, load_zero_shot
-from .classification.labels import read_labels
+from .classification.labels import notes_on_numbers, read_labels
 from .classification.options import TOP_K, ClassifyOptions
 from .classification.overlays import OverlayWriter
 from .classification.predictions import LONG, long_rows, predict, wide_rows, wide_schema
@@ -66,6 +66,9 @@ def classify(options: ClassifyOptions, arguments: Sequence[str]) -> None:
         kind = "a fine-tuned classifier without prompts" if own_labels else "exported and computes no gradients"
         raise UsageError(f"--model {options.model} is {kind}. Omit --saliency, or pass a dual encoder.")
     labels = own_labels or list(prompts)
+    in_prompts = [label for label, texts in prompts.items() if not own_labels and any(label in text for text in texts)]
+    for note in notes_on_numbers(in_prompts, "Pass --labels FILE, a YAML file with lines such as '0: healthy knee'."):
+        show_stage(f"Note: {note}")
     schema = wide_schema(labels) if options.wide else LONG
     if options.wide and {"file", "error"} & set(labels):
         raise UsageError("--wide cannot have a label named file or error, which are columns. Omit --wide.")

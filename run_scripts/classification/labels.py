@@ -14,6 +14,7 @@ from ..cli.yaml_files import read_yaml
 DEFAULT_TEMPLATE = "this is a photo of {}"
 TAXONOMY = "taxonomy:"
 _SUFFIXES = (".txt", ".yaml", ".yml")
+_SHOWN = 5  # names in a note
 
 
 def taxonomy_names() -> list[str]:
@@ -41,6 +42,18 @@ def read_labels(values: Sequence[str], templates: Sequence[str] = ()) -> dict[st
     found, where = _read(values)
     _check(found, where)
     return {label: _prompts(label, own, templates) for label, own in found}
+
+
+def notes_on_numbers(names: Iterable[str], remedy: str) -> list[str]:
+    """Return a note if names have no letters, such as `0` or `1-2`. They mean nothing in a prompt.
+
+    `remedy` states how to name the classes.
+    """
+    found = [name for name in names if not any(map(str.isalpha, name))]
+    if not found:
+        return []
+    shown = ", ".join(map(repr, found[:_SHOWN])) + (f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else "")
+    return [f"{shown} in prompts mean nothing to a text encoder. {remedy}"]
 
 
 def _prompts(label: str, own: list[str], templates: Sequence[str]) -> list[str]:

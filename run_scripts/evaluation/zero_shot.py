@@ -14,6 +14,7 @@ from biomedclip.processing import load_benchmark
 from biomedclip.processing.benchmarks import ClassificationBenchmark
 from biomedclip.processing.images.labeled import LabeledImages, check_readable
 
+from ..classification.labels import notes_on_numbers
 from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
 from .decision_options import given_decisions
@@ -163,7 +164,11 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
             benchmark,
             len(usable),
             features.damaged + (of_validation.damaged if of_validation else []),
-            note_if_few_drawn(len(usable), usable.groups) + notes_on(fitted_on, options, decided, zero_shot=True),
+            [
+                *notes_on_class_names(benchmark),
+                *note_if_few_drawn(len(usable), usable.groups),
+                *notes_on(fitted_on, options, decided, zero_shot=True),
+            ],
         ),
         metrics=metrics,
         paper=benchmark.paper,
@@ -177,6 +182,13 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         predictions=predictions_of(usable, scores.numpy(), classes, sets=decided.sets),
         subgroups=subgroups_of(usable, scores, classes, benchmark.positive, options.seed),
         decisions=decided.results,
+    )
+
+
+def notes_on_class_names(benchmark: ClassificationBenchmark) -> list[str]:
+    """Return a note if classes have numbers as names, which mean nothing in prompts."""
+    return notes_on_numbers(
+        benchmark.class_names, "Pass --prompts FILE, a YAML file with class_names: {'0': healthy knee, ...}."
     )
 
 

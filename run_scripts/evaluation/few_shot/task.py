@@ -20,7 +20,7 @@ from ..linear_probe import read_learned
 from ..robustness import PLOT as CORRUPTED_PLOT
 from ..robustness import CorruptedFeatures
 from ..run import Run, note_if_few_drawn
-from ..zero_shot import classification_metrics, data_of, predictions_of
+from ..zero_shot import classification_metrics, data_of, notes_on_class_names, predictions_of
 from .context import ContextEncoder
 from .finished import FITS, FinishedFits
 from .learner import ALL, BASE, MEASURED, NOVEL, Corrupted, Learner, Part, embedded_images, halves_of
@@ -117,6 +117,7 @@ def evaluate_few_shot(run: Run) -> dict[str, Any] | None:
     drawn = learner.draw_all(sorted(options.shots), seeds) if options.methods != [ZERO_SHOT] else {}
     digests = {key: learner.digest(draw) for key, draw in drawn.items()}
     notes = [*data.notes, *learner.notes(drawn), *_notes_on_intervals(digests, draws)]
+    notes += notes_on_class_names(data.test) if options.methods != ["linear-probe"] else []
     wanted: list[Key] = [
         (method, shots, seed)
         for method in options.methods

@@ -2,7 +2,7 @@
 
 import pytest
 
-from biomedclip.run_scripts.classification.labels import read_labels
+from biomedclip.run_scripts.classification.labels import notes_on_numbers, read_labels
 from biomedclip.run_scripts.cli.errors import UsageError
 
 
@@ -88,3 +88,11 @@ def test_a_missing_file_and_a_bad_template_are_named(tmp_path):
         read_labels(["a", "b"], ["a photo"])
     with pytest.raises(ValueError, match="'a' occurs twice"):
         read_labels(["a", "b", "a"])
+
+
+def test_names_without_letters_are_noted_because_prompts_of_them_mean_nothing():
+    assert notes_on_numbers(["0", "grade 1", "COVID-19", "骨", "2-3"], "Name them.") == [
+        "'0', '2-3' in prompts mean nothing to a text encoder. Name them."
+    ]
+    assert notes_on_numbers(["chest X-ray", "G1"], "Name them.") == []
+    assert "'4' and 3 more in prompts" in notes_on_numbers(map(str, range(8)), "")[0]

@@ -254,6 +254,17 @@ def test_labels_may_be_numbers(measure, tmp_path):
         write_table(tmp_path / "images" / split / "metadata.csv", ["file_name", "label"], mine)
     results = measure("few-shot", tmp_path / "images", *FAST)
     assert results["metrics"]["classes"] == ["10", "2"]
+    note = "'10', '2' in prompts mean nothing to a text encoder. Pass --prompts FILE, a YAML file with class_names"
+    assert any(found.startswith(note) for found in results["data"]["notes"])
+    assert any(
+        found.startswith(note) for found in measure("zero-shot", tmp_path / "images", out="prompts")["data"]["notes"]
+    )
+    probe = measure("few-shot", tmp_path / "images", "--methods", "linear-probe", "--shots", "1", out="probe")
+    assert not any("in prompts" in found for found in probe["data"]["notes"])
+    names = tmp_path / "names.yaml"
+    names.write_text("class_names: {2: few spots, 10: many spots}", encoding="utf-8")
+    named = measure("few-shot", tmp_path / "images", *FAST, "--prompts", names, out="named")
+    assert not any("in prompts" in found for found in named["data"]["notes"])
 
 
 def test_embeddings_that_are_not_finite_are_an_error_with_the_image(measure, classes, monkeypatch):
