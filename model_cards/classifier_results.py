@@ -30,8 +30,8 @@ TRAINING = (
 _SETTINGS = ("precision", "batch_size", "seed", "labels", "positive", "label_columns", "uncertain", "blank")
 _DATA = ("split", "fingerprint", "rows", "selection", "seen_in_training")
 _DECISIONS = (
-    *("temperature", "before_calibration", "calibration", "abstention", "validation_images", "operating_points"),
-    *("without_threshold", "prediction_sets", "not_calibrated", "undefined"),
+    *("temperature", "bias", "findings", "before_calibration", "calibration", "abstention", "validation_images"),
+    *("operating_points", "without_threshold", "prediction_sets", "not_calibrated", "undefined"),
 )
 _KEPT = ("schema", "task", "benchmark", "date", "metrics", "paper", "seconds", "versions")
 # Options of `evaluate` whose values name files or columns, and the word that a command has instead.
@@ -57,14 +57,17 @@ _NOTES = [
         r"[\d,]+ of [\d,]+ labels are (uncertain|blank)\. They [a-z0-9 ]+ \(\w+='\w+'\)\.",
         r"Only [\d,]+ [a-z ]+: the (intervals are too narrow|fitted values are uncertain)\.",
         r"No image of the \w+ split is of the class .*",
-        r"(--[a-z]+(, )?)+: fitted on [\d,]+ validation images\.",
+        r"(--[a-z]+(, )?)+: fitted on [\d,]+ validation images( of [\d,]+ groups)?\.",
         r"The temperature stays 1, because all [\d,]+ validation images are classified right",
-        r"The temperature is the largest one, [\d.]+",
-        r"--\w+: no threshold for .*, because the validation split has no images of [a-z ]+",
+        r"The temperature is the largest one, [\d.]+(, for '[^:]*': their scores are no better than chance)?",
+        r"--\w+: no threshold for .*, because the validation split has no images (of|with|without) [a-z ]+",
         r"[\d,]+ of [\d,]+ images were used to train the classifier\. Its metrics on them are too good\.",
         r"[\d,]+ of [\d,]+ images were validation images of the training",
-        r"The probabilities are calibrated, as in biomedclip classify: temperature [\d.e-]+",
-        r"The calibration makes the probabilities of the measured images worse: [^.]*[\d.]+ before, [\d.]+ after",
+        r"The probabilities are calibrated, as in biomedclip classify: temperature(s [\d.e-]+ to)? [\d.e-]+",
+        r"The calibration( of '[^']*')? makes these values of the measured images worse: "
+        r"([a-z -]+ [\d.]+ before, [\d.]+ after(; )?)+",
+        r"'[^']*' is not calibrated: (all [\d,]+ validation labels are [01]|no labels|its scores [a-z -]+[\d,]* )",
+        r"Fitted values are uncertain for findings with fewer than [\d,]+ positive or negative validation images: .*",
         r"This calibration was fitted on the measured images, so that its errors are too small\.",
         r"--coverage [\d.]+ needs [\d,]+ validation images or more\. The sets contain all classes\.",
     )

@@ -19,6 +19,7 @@ from biomedclip.model_cards.classifier_results import (
 from biomedclip.processing.images.findings import policy_notes
 from biomedclip.processing.images.labeled import ALL_ARE_TEST, LabeledImages, choose_split, shared_groups
 from biomedclip.run_scripts.classification.seen_images import notes_on_seen
+from biomedclip.run_scripts.evaluation.finding_decisions import ScoredFindings, decide_findings, notes_on_findings
 from biomedclip.run_scripts.evaluation.reliability import Decided, Scored, notes_on, notes_on_worse
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
 
@@ -50,6 +51,23 @@ def test_notes_of_the_evaluation_are_published_without_names():
     assert not any("ustermann" in note for note in public)
     assert any(note.startswith("--sensitivity: no threshold for 'malignant'") for note in public)
     assert "Leak: 20 groups." in public
+
+
+def test_notes_on_findings_are_published_without_other_names():
+    generator = np.random.default_rng(0)
+    log_odds = np.stack([generator.normal(size=40), np.arange(40.0), -np.arange(40.0)], axis=1)
+    targets = np.stack([np.zeros(40), np.arange(40) >= 20, np.arange(40) % 30 >= 15], axis=1).astype(float)
+    of_findings = ScoredFindings(log_odds, targets, [f"Mustermann {number}" for number in range(40)])
+    options = SimpleNamespace(calibrate=True, sensitivity=[0.9], specificity=[], coverage=[], seed=0)
+    names = ["absent", "separated", "unrelated"]
+    decided = decide_findings(of_findings, of_findings, names, options)
+    worse = {"before_calibration": {"nll": 0.1, "ece": 0.1}, "calibration": {"nll": 0.2, "ece": 0.3}}
+    notes = [*notes_on_findings(of_findings, names, options, decided), *notes_on_worse(worse, " of 'absent'")]
+    public = public_notes(notes, names)
+    assert len(public) == len(notes) >= 6, "each note has a public form"
+    assert public_notes(notes, CLASSES) == [note for note in public if "'" not in note], "other names stay here"
+    assert not any("ustermann" in note for note in public)
+    assert any(note.endswith("0.200 after; expected calibration error 0.100 before, 0.300 after.") for note in public)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,28 @@ def test_a_filled_card_is_complete_and_a_missing_fact_is_a_problem():
     assert find_problems(fill_classifier_card(facts(results=[]))) == []
     for name in ("license", "training"):
         assert any("Not stated" in problem for problem in find_problems(fill_classifier_card(facts(**{name: None}))))
+
+
+def test_the_card_of_findings_states_their_calibration_thresholds_and_subgroups():
+    generator = np.random.default_rng(0)
+    log_odds = generator.normal(size=(60, 2))
+    of_findings = ScoredFindings(log_odds, (generator.random((60, 2)) < 0.4).astype(float))
+    options = SimpleNamespace(calibrate=True, sensitivity=[0.9], specificity=[], coverage=[], seed=0)
+    decided = decide_findings(of_findings, of_findings, CLASSES, options).results
+    result = zero_shot_result(task="image-classification", benchmark=None) | {"decisions": decided}
+    subgroup = {"few": False, "images": 90, "auroc": 0.75, "auroc_interval": [0.7, 0.8], "findings": {}}
+    result["subgroups"] = {"device": {"old": subgroup}}
+    calibration = {"temperature": [2.0, 3.0], "images": 60, "fingerprint": "0"}
+    card = fill_classifier_card(facts(results=[public_measurement(result, CLASSES)], calibration=calibration))
+    assert find_problems(card) == []
+    for part in (
+        "a temperature and a bias of each finding, fitted on 60 validation images",
+        "Calibration of the probabilities (means over findings):",
+        f"| Brier score | {decided['before_calibration']['brier']:.3f} | {decided['calibration']['brier']:.3f} |",
+        f"| benign | sensitivity 0.9 | {decided['operating_points'][0]['threshold']:.4g} |",
+        "| 0.750 (0.700 to 0.800) |",
+    ):
+        assert part in card, part
 
 
 def test_class_names_cannot_add_markup_or_metadata():
