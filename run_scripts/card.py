@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip.conversion import load_any_layout
-from biomedclip.conversion.files import is_transformers_layout
+from biomedclip.conversion.files import OPEN_CLIP_CONFIG, is_transformers_layout
 from biomedclip.model_cards.classifier_card import fill_classifier_card
 from biomedclip.model_cards.formatting import PLACEHOLDER
 from biomedclip.model_cards.model_card import BENCHMARKS, NOT_MEASURED, OF_THE_PAPER, benchmark_name, fill_model_card
 from biomedclip.model_cards.results import measures
+from biomedclip.source_checks import ADAPTER_CONFIG
 
 from .cli.errors import UsageError
 from .cli.fields import REQUIRED, option
@@ -31,6 +32,7 @@ from .hub.classifier_facts import classifier_facts, is_classifier, show_classifi
 
 EXAMPLE = """biomedclip card out/model --train-run out/training --dataset out \\
       --results results --license apache-2.0"""
+_CONFIGS = ("config.json", OPEN_CLIP_CONFIG, ADAPTER_CONFIG)
 
 
 @dataclass
@@ -69,6 +71,8 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
         raise FileNotFoundError(
             f"--model {folder} is not a folder. The card of a model on the Hub is in its repository."
         )
+    if not any((folder / name).is_file() for name in _CONFIGS):
+        raise FileNotFoundError(f"--model {folder} contains no model: it has none of {', '.join(_CONFIGS)}.")
     if is_classifier(folder):
         facts, left_out = classifier_facts(
             folder,

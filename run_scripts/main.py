@@ -122,10 +122,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Escape control characters in names, which the terminal would interpret as commands, and wrap long lines."""
+    """Escape control characters, which the terminal would interpret, name options, and wrap long lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return wrap_for(sys.stderr, lines(super().format(record)))
+        return wrap_for(sys.stderr, lines(name_options(super().format(record))))
 
 
 def _describe(error: Exception) -> str:

@@ -22,7 +22,7 @@ from .reading import read_row_image
 from .sets import LazyImages, images_of, labels_of
 from .sources import IMAGE_COLUMN, Source, open_source, refuse_columns
 from .split_column import by_split_column
-from .tables import ImageRow, value_of
+from .tables import TABLE_SUFFIXES, ImageRow, value_of
 
 
 logger = logging.getLogger(__name__)
@@ -331,7 +331,10 @@ def _from_folders(root: Path, source: Source) -> dict[str, LabeledImages]:
         found = {child: below.pop(child, []) for child in classes}
         empty = [child for child, paths in found.items() if not paths]
         if len(empty) == len(found):
-            raise FileNotFoundError(f"{folder}: no class folders with images. Pass {ACCEPTED}.")
+            others = source.content.others if source.content else []
+            tables = [path for path in others if path.parent == folder and path.suffix.lower() in TABLE_SUFFIXES]
+            table = f"Pass the table {shown_name(str(tables[0]))}, or " if tables else "Pass "
+            raise FileNotFoundError(f"{folder}: no class folders with images. {table}{ACCEPTED}.")
         if empty:
             formats = ", ".join((*DECODABLE_FORMATS, "DICOM"))
             raise ValueError(f"{empty[0]}: no images ({formats}) in this class folder. Add some, or remove the folder.")

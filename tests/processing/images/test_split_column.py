@@ -104,3 +104,10 @@ def test_a_column_named_split_that_is_not_used_is_a_warning(table, caplog):
         assert list(read_splits(table(SPLITS))) == ["train"]
         read_splits(table(SPLITS))
     assert caplog.text.count("the column 'split' is not used. To use it, pass split_column='split'.") == 1
+
+
+def test_a_folder_without_classes_but_with_a_table_is_an_error_that_names_the_table(table):
+    with pytest.raises(
+        FileNotFoundError, match=r"no class folders with images\. Pass the table .*table\.csv, or the folder"
+    ):
+        read_splits(table(SPLITS).parent)

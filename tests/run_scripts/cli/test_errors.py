@@ -1,11 +1,12 @@
 """Error messages in a terminal and in a pipe."""
 
 import io
+import logging
 
 import pytest
 
-from biomedclip.run_scripts.cli.errors import wrap_for
-from biomedclip.run_scripts.main import main
+from biomedclip.run_scripts.cli.errors import set_option_names, wrap_for
+from biomedclip.run_scripts.main import _EscapingFormatter, main
 
 
 class Terminal(io.StringIO):
@@ -54,6 +55,12 @@ def test_lines_keep_their_breaks_and_their_indentation(terminal):
 def test_an_apostrophe_does_not_start_a_quoted_text(terminal):
     lines = wrap_for(terminal, "It isn't the user's own folder, and the model's files aren't all there yet.")
     assert max(map(len, lines.split("\n"))) <= 40
+
+
+def test_warnings_name_the_options_of_the_command():
+    set_option_names(["split_column"])
+    record = logging.LogRecord("reader", logging.WARNING, "", 0, "Pass split_column='%s'.", ("split",), None)
+    assert _EscapingFormatter("%(message)s").format(record) == "Pass --split-column 'split'."
 
 
 def test_the_command_wraps_its_errors_in_a_terminal(monkeypatch, terminal, tmp_path):

@@ -233,3 +233,8 @@ def test_missing_folders_are_reported(run, capsys, monkeypatch, arguments, messa
     assert card(*[str(run) if argument == "{model}" else argument for argument in arguments]) == 1
     error = error_of(capsys)
     assert message in error and "Traceback" not in error
+
+
+def test_a_folder_without_a_model_is_an_error_that_names_the_files_of_one(tmp_path, capsys):
+    assert card(tmp_path) == 1
+    assert "contains no model: it has none of config.json, open_clip_config.json" in error_of(capsys)
