@@ -186,13 +186,28 @@ def _sections(measured: Measured, remarks: Mapping[str, Mapping[str, str]]) -> d
     sections = {heading: [f"{what}: {why}" for what, why in found.items()] for heading, found in remarks.items()}
     notes: list[str] = []
     sources: list[str] = []
+    corrupted: list[str] = []
     for task, _, name, results in measured:
         for model, result in results.items():
             undefined = result["metrics"].get("undefined") or {}
             notes += [f"{task} on {name}: {note}" for note in result["data"].get("notes", [])]
             notes += [f"{task} on {name}, {model}: {what} is undefined: {why}" for what, why in undefined.items()]
             sources += [f"{entry['model']}: {entry['source']}" for entry in result.get("published") or []]
+            if found := result["metrics"].get("robustness"):
+                corrupted.append(f"{task} on {name}, {model}: {_corrupted(found)}")
+    sections |= {"Corrupted images": corrupted} if corrupted else {}
     return sections | {"Notes": [*dict.fromkeys(notes)], "Sources of published values": [*dict.fromkeys(sources)]}
+
+
+def _corrupted(found: Mapping[str, Any]) -> str:
+    """Return the metric without corruption, its mean over all corruptions, and the largest drop as text."""
+    drops = {name: entries[-1]["drop"] for name, entries in found["corruptions"].items()}
+    known = {name: drop for name, drop in drops.items() if drop is not None}
+    if found["clean"] is None or found["mean"] is None or not known:
+        return "undefined"
+    worst = max(known, key=lambda name: known[name])
+    means = f"{found['metric']} {found['clean']:.3f}, {found['mean']:.3f} on average when corrupted"
+    return f"{means}; the largest drop is {known[worst]:.3f}, by {worst} at the largest strength"
 
 
 def _json(

@@ -352,6 +352,19 @@ def test_tasks_and_benchmarks_can_be_selected(two_models, tmp_path, calls, capsy
     assert "visual-question-answering on slake (expected in slake/)" in capsys.readouterr().err
 
 
+def test_corrupted_images_are_measured_where_a_task_has_images(two_models, tmp_path, capsys):
+    root, model = write_benchmarks(tmp_path / "root", "medmnist"), two_models[0]
+    main([*arguments(root, tmp_path / "out", model), "--corruptions", "noise", "mark"])
+    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    (file,) = (tmp_path / "out").rglob("pneumoniamnist/results.json")
+    robustness = json.loads(file.read_text(encoding="utf-8"))["metrics"]["robustness"]
+    assert list(robustness["corruptions"]) == ["noise", "mark"]
+    line = f"accuracy {robustness['clean']:.3f}, {robustness['mean']:.3f} on average when corrupted"
+    assert "Corrupted images" in text and line in text
+    assert main([*arguments(root, tmp_path / "other", model), "--tasks", "retrieval", "--corruptions", "noise"]) != 0
+    assert "--corruptions has no effect on suite --tasks retrieval" in " ".join(capsys.readouterr().err.split())
+
+
 def test_models_with_similar_names_have_their_own_folders(two_models, tmp_path):
     root = write_benchmarks(tmp_path / "root", "medmnist")
     models = [tmp_path / "run 1", tmp_path / "run_1"]
