@@ -113,6 +113,7 @@ def test_only_listed_fields_are_published():
     assert "mustermann" not in str(public) and "picture|" not in str(public) and "/data" not in str(public)
     assert public["data"]["damaged_images"] == 7 and public["data"]["leaks"]["same_picture"] == 3
     assert public["metrics"] == result["metrics"]
+    assert result["data"]["notes"] and public["data"]["notes"] == []
     assert public["subgroups"] == {"id": {"F": {"few": False, "images": 90}}} and public["subgroups_left_out"] == 1
     training = {"steps": 3, "data": "/home/mustermann", "damaged": [{"name": "mustermann.png"}], "images": {"a": 2}}
     assert public_training(training) == {"steps": 3, "images": {"a": 2}, "damaged_images": 1}
