@@ -27,8 +27,8 @@ from .evaluation.options import (
 )
 from .evaluation.panels import PANELS
 from .evaluation.run import Run
-from .evaluation.suite import evaluate_suite
-from .evaluation.suite_plan import check_suite_options
+from .evaluation.suite.plan import check_suite_options
+from .evaluation.suite.suite import evaluate_suite
 from .evaluation.tasks import TASKS
 from .training.runs import end_processes
 

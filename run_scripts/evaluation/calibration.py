@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import bootstrap_interval
+from .statistics.bootstrap import bootstrap_interval
 
 
 BINS = 15  # default, as in Guo et al. (2017)

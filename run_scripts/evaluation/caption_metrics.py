@@ -11,7 +11,7 @@ from biomedclip.processing.panels import SplitCaption
 from biomedclip.processing.panels.annotations import AnnotatedCaption
 
 from ..cli.models import import_optional
-from .bootstrap import Metric, metrics_with_intervals, ratio
+from .statistics.bootstrap import Metric, metrics_with_intervals, ratio
 
 
 Similarity = Callable[[str, str], float]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import (
+from .statistics.bootstrap import (
     MIN_USABLE,
     Metric,
     bootstrap_weights,
@@ -14,7 +14,7 @@ from .bootstrap import (
     percentile_interval,
     ratio,
 )
-from .exact_intervals import exact_mean_interval
+from .statistics.exact_intervals import exact_mean_interval
 
 
 _METRICS = ("accuracy", "balanced_accuracy", "auroc")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import fraction_interval, metrics_with_intervals, ratio
+from .statistics.bootstrap import fraction_interval, metrics_with_intervals, ratio
 
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)  # fractions of the images for which the accuracy is reported

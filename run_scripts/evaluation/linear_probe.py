@@ -20,11 +20,11 @@ from .classification import measure_classification
 from .decision_options import given_decisions
 from .elevater import fit_elevater
 from .features import Features
-from .fractions import MEASURED, drawn_fractions, show_probe, summarize_draws
 from .leaks import report_leaks
 from .reliability import Scored, decide, notes_on, show_decisions
 from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
+from .statistics.fractions import MEASURED, drawn_fractions, show_probe, summarize_draws
 from .zero_shot import (
     OWN_IMAGES,
     check_classes,

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from ..cli.reporting import say, show_table
 from .classification import weighted_metrics
-from .paired import delong, mcnemar, paired_interval
 from .predictions import PARQUET, PROBABILITY
 from .run import metric_words
+from .statistics.paired import delong, mcnemar, paired_interval
 
 
 class Stored(NamedTuple):

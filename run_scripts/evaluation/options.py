@@ -24,7 +24,7 @@ from ..cli.finding_fields import (
 from ..panel_rows.detectors import DETECTOR_HELP
 from .decision_options import DecisionOptions, check_decisions, given_decisions
 from .few_shot.options import SHOTS, check_few_shot_options
-from .findings import IGNORED
+from .findings.zero_shot import IGNORED
 from .linear_probe import FRACTIONS, PROBE_DRAWS, PROTOCOLS
 from .panels import PANELS, check_panel_options
 from .pools import DRAWS

@@ -12,7 +12,7 @@ from biomedclip.processing.panels.detection import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import GROUP_OF, GROUPS, IMAGE_TYPES, TypeScore, fit_unknown_threshold
 from biomedclip.processing.panels.scores import imageclef_accuracy, judge, matches
 
-from .bootstrap import Metric, metrics_with_intervals, ratio, undefined_metrics
+from .statistics.bootstrap import Metric, metrics_with_intervals, ratio, undefined_metrics
 
 
 NO_TYPES = "the detector tells no types"

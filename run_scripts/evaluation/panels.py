@@ -30,12 +30,12 @@ from ..cli.reporting import say_undefined, show_table
 from ..panel_rows.detectors import PACKAGED, X_Y_CUT, Detector, check_detector, load_detector, weights_of
 from ..panel_rows.rows import COLUMNS, find_panels, row_of
 from ..panel_rows.types import check_type_model, load_type_model, with_zero_shot_types
-from .bootstrap import undefined_metrics
 from .caption_metrics import MODES, SHOWN_METRICS, Similarity, caption_metrics, load_rouge_l
 from .panel_metrics import MeasuredFigure, panel_metrics
 from .predictions import PredictionTable
 from .report.panels import write_panel_report
 from .run import Run, note_if_few, with_interval
+from .statistics.bootstrap import undefined_metrics
 
 
 PANELS = "panels"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..cli.reporting import say, show_table
-from .bootstrap import fraction_interval
 from .run import FEW, with_interval
+from .statistics.bootstrap import fraction_interval
 from .subgroups import MOST
 
 

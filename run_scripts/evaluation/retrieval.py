@@ -31,9 +31,7 @@ from biomedclip.retrieval_metrics import (
 from ..cli.errors import UsageError
 from ..cli.own_pairs import COLUMNS, is_built, load_own_pairs
 from ..cli.reporting import UNDEFINED, format_value, say, say_undefined, show_table
-from .bootstrap import bootstrap_means, is_constant, percentile_interval
 from .dual_encoders import BIOVIL, DualEncoder
-from .exact_intervals import exact_interval
 from .examples import find_examples, find_worst, write_examples
 from .pairs import EmbeddedPairs, check_captions, embed_pairs
 from .parts import Part, Parts
@@ -42,6 +40,8 @@ from .predictions import PredictionTable, Rows
 from .report.gallery import SHOWN
 from .report.retrieval import write_retrieval_report
 from .run import Run, note_if_few, with_interval
+from .statistics.bootstrap import bootstrap_means, is_constant, percentile_interval
+from .statistics.exact_intervals import exact_interval
 
 
 # Images in a block. Each of the 45 blocks of 725,739 pairs takes 6 MB on disk.

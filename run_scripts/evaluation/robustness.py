@@ -23,11 +23,11 @@ from biomedclip.processing.images.labeled import LabeledImages
 
 from ..cli.plots import plot_robustness
 from ..cli.reporting import UNDEFINED, say, show_table
-from .bootstrap import MIN_USABLE, bootstrap_interval, bootstrap_weights, percentile_interval
-from .exact_intervals import exact_interval
 from .features import Features, FeatureStore
-from .finding_metrics import finding_curves, mean_auroc
+from .findings.metrics import finding_curves, mean_auroc
 from .run import Run
+from .statistics.bootstrap import MIN_USABLE, bootstrap_interval, bootstrap_weights, percentile_interval
+from .statistics.exact_intervals import exact_interval
 
 
 ALL = "all"  # all corruptions

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .few_shot.task import evaluate_few_shot, read_few_shot
-from .findings import MeasuredFindings, evaluate_findings, read_findings
-from .findings_classifier import FindingsTest, evaluate_classified_findings, read_classified_findings
-from .findings_probe import evaluate_findings_probe, read_probed_findings
+from .findings.classifier import FindingsTest, evaluate_classified_findings, read_classified_findings
+from .findings.linear_probe import evaluate_findings_probe, read_probed_findings
+from .findings.zero_shot import MeasuredFindings, evaluate_findings, read_findings
 from .image_classification import TASK as IMAGE_CLASSIFICATION
 from .image_classification import evaluate_image_classification, read_classified
 from .linear_probe import evaluate_linear_probe, read_probed

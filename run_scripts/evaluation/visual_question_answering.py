@@ -26,7 +26,6 @@ from ..cli.models import check_model_name
 from ..cli.reporting import no_warnings_of_transformers, say, say_undefined, show_table, write_text
 from ..cli.trust import questions_are_errors
 from ..training.visual_question_answering import check_questions_readable, load_questions
-from .bootstrap import fraction_interval
 from .dual_encoders import DualEncoder
 from .features import FEATURES
 from .parts import Part, Parts
@@ -35,6 +34,7 @@ from .question_examples import write_examples
 from .question_kinds import measure_kinds, show_kinds
 from .report.questions import write_question_report
 from .run import Run, with_interval
+from .statistics.bootstrap import fraction_interval
 
 
 ANSWERS = "answers.jsonl"

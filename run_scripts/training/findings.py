@@ -11,7 +11,7 @@ from biomedclip.processing.images.finding_tables import read_finding_splits
 from biomedclip.processing.images.findings import FindingImages, check_some_readable, single_valued
 from biomedclip.processing.images.labeled import shared_groups
 
-from ..evaluation.finding_metrics import measure_findings, show_findings
+from ..evaluation.findings.metrics import measure_findings, show_findings
 from .supervised import SupervisedTrainer
 from .weighted_losses import masked_cross_entropy
 

@@ -19,7 +19,7 @@ from biomedclip.model_cards.classifier_results import (
 from biomedclip.processing.images.findings import policy_notes
 from biomedclip.processing.images.labeled import ALL_ARE_TEST, LabeledImages, choose_split, shared_groups
 from biomedclip.run_scripts.classification.seen_images import notes_on_seen
-from biomedclip.run_scripts.evaluation.finding_decisions import ScoredFindings, decide_findings, notes_on_findings
+from biomedclip.run_scripts.evaluation.findings.decisions import ScoredFindings, decide_findings, notes_on_findings
 from biomedclip.run_scripts.evaluation.reliability import Decided, Scored, notes_on, notes_on_worse
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...cli.html import literal
 from ...cli.reporting import UNDEFINED
-from ..finding_metrics import METRICS
+from ..findings.metrics import METRICS
 from ..predictions import Predictions
 from ..run import metric_words, with_interval
 from .finding_plots import plot_finding_curves, plot_finding_reliability

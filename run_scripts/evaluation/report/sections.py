@@ -7,8 +7,8 @@ from typing import Any
 from biomedclip.model_cards.model_card import TASKS
 
 from ...cli.reporting import UNDEFINED, undefined_lines
-from ..fractions import summary_cells
 from ..run import metric_words, with_interval
+from ..statistics.fractions import summary_cells
 from .page import MOST_ROWS, bullets, heading, paragraph, table
 
 

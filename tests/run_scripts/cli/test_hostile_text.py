@@ -29,9 +29,10 @@ from biomedclip.run_scripts.cli.plots import (
     plot_report,
     plot_retrieved_images,
 )
-from biomedclip.run_scripts.evaluation import comparison, suite_comparison
+from biomedclip.run_scripts.evaluation import comparison
 from biomedclip.run_scripts.evaluation.comparison import Value, compare
-from biomedclip.run_scripts.evaluation.suite_comparison import compare_suite
+from biomedclip.run_scripts.evaluation.suite import comparison as suite_comparison
+from biomedclip.run_scripts.evaluation.suite.comparison import compare_suite
 from biomedclip.run_scripts.evaluation.zero_shot import show_classification
 from biomedclip.run_scripts.hub.card_facts import card_facts
 from biomedclip.run_scripts.main import main

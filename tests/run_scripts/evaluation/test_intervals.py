@@ -13,13 +13,13 @@ from sklearn.metrics import accuracy_score
 
 from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.evaluation import linear_probe, zero_shot
-from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.classification import measure_classification
-from biomedclip.run_scripts.evaluation.fractions import show_probe
 from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, show_retrieval
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
+from biomedclip.run_scripts.evaluation.statistics.bootstrap import bootstrap_interval
+from biomedclip.run_scripts.evaluation.statistics.fractions import show_probe
 from biomedclip.run_scripts.evaluation.subgroups import measure_subgroups
 from biomedclip.run_scripts.evaluation.visual_question_answering import answer_metrics, show_answers, write_answers
 from biomedclip.run_scripts.evaluation.zero_shot import classification_metrics, show_classification, zero_shot_scores

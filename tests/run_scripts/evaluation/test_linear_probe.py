@@ -14,9 +14,9 @@ from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.evaluation import linear_probe as module
 from biomedclip.run_scripts.evaluation.comparison import headline
-from biomedclip.run_scripts.evaluation.fractions import show_probe
 from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores
 from biomedclip.run_scripts.evaluation.reliability import Scored, decide
+from biomedclip.run_scripts.evaluation.statistics.fractions import show_probe
 
 
 def split(images: int, classes: int, seed: int, apart: float = 1.0) -> LabeledFeatures:

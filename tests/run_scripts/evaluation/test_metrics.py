@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 import pytest
 from helpers.commands import ROOT, run_python
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
 from biomedclip.run_scripts.evaluation.classification import measure_classification
@@ -73,7 +74,8 @@ def test_a_perfect_model_scores_one_and_a_random_one_chance():
     truth = np.random.default_rng(0).integers(4, size=4000)
     perfect = measure_classification(np.eye(4)[truth], truth, resamples=100)
     for name in NAMES:
-        assert perfect[name] == 1 and perfect[f"{name}_interval"] == [1, 1]
+        assert perfect[name] == 1 and 0.999 < perfect[f"{name}_interval"][0] <= perfect[f"{name}_interval"][1] == 1
+    assert perfect["accuracy_interval"] == pytest.approx(binomtest(4000, 4000).proportion_ci(), abs=1e-12)
     random = measure_classification(np.random.default_rng(1).normal(size=(4000, 4)), truth, resamples=200)
     # Three standard deviations of a fraction of 4,000 at a quarter are 0.02.
     assert abs(random["accuracy"] - 0.25) < 0.021 and abs(random["auroc"] - 0.5) < 0.02
@@ -122,7 +124,7 @@ def test_an_interval_needs_bootstrap_samples_that_contain_every_class():
     measured = measure_classification(np.eye(10) + 0.1, np.arange(10))
     assert measured["balanced_accuracy"] == measured["auroc"] == 1
     assert measured["balanced_accuracy_interval"] is None and measured["auroc_interval"] is None
-    assert measured["accuracy_interval"] == [1, 1]
+    assert measured["accuracy_interval"] == pytest.approx(binomtest(10, 10).proportion_ci(), abs=1e-12)
 
 
 UNDEFINED_AUROC = {

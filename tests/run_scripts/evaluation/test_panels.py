@@ -15,9 +15,9 @@ from biomedclip.processing.panels.annotations import AnnotatedCaption, Annotated
 from biomedclip.processing.panels.detection import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import GROUP_OF, IMAGE_TYPES, TypeScore
 from biomedclip.run_scripts.evaluation import panels as task
-from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval, metrics_with_intervals, ratio
 from biomedclip.run_scripts.evaluation.caption_metrics import caption_metrics, word_similarity
 from biomedclip.run_scripts.evaluation.panel_metrics import NO_TYPES, MeasuredFigure, panel_metrics
+from biomedclip.run_scripts.evaluation.statistics.bootstrap import bootstrap_interval, metrics_with_intervals, ratio
 from biomedclip.run_scripts.main import main
 
 

@@ -14,11 +14,11 @@ from torch.nn.functional import normalize
 from biomedclip.processing.benchmarks import facts, load_benchmark
 from biomedclip.retrieval_metrics import DIRECTIONS, RankCounts
 from biomedclip.run_scripts.cli.errors import UsageError
-from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
 from biomedclip.run_scripts.evaluation.pairs import EmbeddedPairs
 from biomedclip.run_scripts.evaluation.pools import draw_pool
 from biomedclip.run_scripts.evaluation.retrieval import Pool, count_ranks, retrieval_of_pools, validation_loss
+from biomedclip.run_scripts.evaluation.statistics.bootstrap import bootstrap_interval
 
 
 def test_a_pool_is_drawn_without_replacement_and_depends_on_seed_and_draw_alone():

@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 from biomedclip.processing.images.findings import FindingImages
 from biomedclip.processing.images.labeled import LabeledImages
 from biomedclip.run_scripts.evaluation import features as features_module
-from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_weights
 from biomedclip.run_scripts.evaluation.options import all_corruptions
 from biomedclip.run_scripts.evaluation.robustness import (
     chosen_corruptions,
@@ -20,6 +19,7 @@ from biomedclip.run_scripts.evaluation.robustness import (
     show_robustness,
     summarize_paraphrases,
 )
+from biomedclip.run_scripts.evaluation.statistics.bootstrap import bootstrap_weights
 from biomedclip.run_scripts.main import main
 
 

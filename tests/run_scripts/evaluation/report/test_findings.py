@@ -12,8 +12,8 @@ from helpers.model_results import read_results
 from helpers.report_pages import HOSTILE, QUOTED, check_in_chromium, check_page, needs_chromium
 from PIL import Image
 
-from biomedclip.run_scripts.evaluation.finding_metrics import measure_findings
-from biomedclip.run_scripts.evaluation.findings import finding_predictions
+from biomedclip.run_scripts.evaluation.findings.metrics import measure_findings
+from biomedclip.run_scripts.evaluation.findings.zero_shot import finding_predictions
 from biomedclip.run_scripts.evaluation.report.finding_plots import plot_finding_curves
 from biomedclip.run_scripts.evaluation.report.findings import MOST_FINDINGS, SHOWN, write_findings_report
 

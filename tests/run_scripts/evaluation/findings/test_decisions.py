@@ -15,8 +15,8 @@ from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, recall_score, roc_auc_score
 
 from biomedclip.run_scripts.classification.calibrations import read_calibration
-from biomedclip.run_scripts.evaluation.finding_calibration import fit_log_odds
-from biomedclip.run_scripts.evaluation.finding_decisions import ScoredFindings, decide_findings, notes_on_findings
+from biomedclip.run_scripts.evaluation.findings.calibration import fit_log_odds
+from biomedclip.run_scripts.evaluation.findings.decisions import ScoredFindings, decide_findings, notes_on_findings
 from biomedclip.run_scripts.main import main
 
 

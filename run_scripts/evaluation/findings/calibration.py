@@ -9,8 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import chi2
 
-from .bootstrap import bootstrap_interval
-from .calibration import (
+from ..calibration import (
     BINS,
     LARGEST_TEMPERATURE,
     adaptive_bins,
@@ -19,6 +18,7 @@ from .calibration import (
     fixed_bins,
     smallest_temperature,
 )
+from ..statistics.bootstrap import bootstrap_interval
 
 
 LEVEL = 0.05  # level of the likelihood-ratio test of the bias

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, bootstrap, norm
 from sklearn.metrics import roc_auc_score
 
-from biomedclip.run_scripts.evaluation.paired import delong, mcnemar, paired_interval
+from biomedclip.run_scripts.evaluation.statistics.paired import delong, mcnemar, paired_interval
 
 
 @pytest.mark.parametrize("only_first, only_second", [(0, 0), (3, 3), (1, 9), (12, 5), (0, 7), (400, 650), (2000, 2000)])

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.reporting import UNDEFINED, say, show_table
-from .bootstrap import MIN_USABLE, bootstrap_weights, percentile_interval
-from .classification import Curve
+from ...cli.reporting import UNDEFINED, say, show_table
+from ..classification import Curve
+from ..statistics.bootstrap import MIN_USABLE, bootstrap_weights, percentile_interval
 
 
 METRICS = ("auroc", "average_precision")

@@ -11,12 +11,12 @@ from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.processing.benchmarks.loading import benchmark_options
 from biomedclip.processing.benchmarks.medmnist import set_name
 
-from ..cli.errors import UsageError
-from ..cli.reporting import say, show_table
-from .checks import check_model
-from .options import ALIASES, OPTIONS, check_options, check_options_of_tasks
-from .tasks import TASKS
-from .zero_shot import OF_BENCHMARK
+from ...cli.errors import UsageError
+from ...cli.reporting import say, show_table
+from ..checks import check_model
+from ..options import ALIASES, OPTIONS, check_options, check_options_of_tasks
+from ..tasks import TASKS
+from ..zero_shot import OF_BENCHMARK
 
 
 MEDMNIST = "medmnist"

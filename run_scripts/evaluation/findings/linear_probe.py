@@ -13,15 +13,11 @@ from biomedclip.processing.benchmarks.findings import FindingsBenchmark, load_fi
 from biomedclip.processing.images.findings import check_some_readable
 from biomedclip.processing.stratified import draw_fraction
 
-from ..cli.reporting import show_table
-from .classification import Curve
-from .decision_options import given_decisions
-from .finding_decisions import ScoredFindings
-from .finding_metrics import METRICS, measure_findings, show_findings
-from .findings import conclude, given_finding_options, notes_of
-from .fractions import drawn_fractions, summarize_draws, summary_cells
-from .leaks import report_leaks
-from .linear_probe import (
+from ...cli.reporting import show_table
+from ..classification import Curve
+from ..decision_options import given_decisions
+from ..leaks import report_leaks
+from ..linear_probe import (
     FRACTIONS,
     HELD_OUT,
     ITERATIONS,
@@ -33,9 +29,13 @@ from .linear_probe import (
     notes_on_fit,
     standardization,
 )
-from .robustness import CorruptedFeatures
-from .run import Run
-from .zero_shot import data_of
+from ..robustness import CorruptedFeatures
+from ..run import Run
+from ..statistics.fractions import drawn_fractions, summarize_draws, summary_cells
+from ..zero_shot import data_of
+from .decisions import ScoredFindings
+from .metrics import METRICS, measure_findings, show_findings
+from .zero_shot import conclude, given_finding_options, notes_of
 
 
 def read_probed_findings(options: Any) -> dict[str, FindingsBenchmark]:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from biomedclip.run_scripts.evaluation.calibration import fit_temperature
-from biomedclip.run_scripts.evaluation.finding_calibration import fit_log_odds, measure_log_odds
+from biomedclip.run_scripts.evaluation.findings.calibration import fit_log_odds, measure_log_odds
 
 
 def drawn(images: int, temperature: float, bias: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,10 @@ import numpy as np
 
 from biomedclip.processing.images.findings import FindingImages
 
-from ..cli.reporting import say, show_table
-from .finding_metrics import METRICS, measure_findings
-from .run import FEW, with_interval
-from .subgroups import FEW_OF_CLASS, MOST
+from ...cli.reporting import say, show_table
+from ..run import FEW, with_interval
+from ..subgroups import FEW_OF_CLASS, MOST
+from .metrics import METRICS, measure_findings
 
 
 def measure_finding_subgroups(images: FindingImages, scores: np.ndarray, *, seed: int = 0) -> dict[str, Any]:

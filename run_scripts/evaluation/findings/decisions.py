@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from ..classification.calibrations import FILE, Calibration
-from ..cli.reporting import show_table
-from .calibration import LARGEST_TEMPERATURE
-from .decision_options import given_decisions
-from .decisions import measure_threshold, threshold_for_sensitivity, threshold_for_specificity
-from .finding_calibration import LogOddsCalibration, fit_log_odds, measure_log_odds
-from .reliability import FEW_VALIDATION, notes_on_worse, store_calibration
-from .run import with_interval
+from ...classification.calibrations import FILE, Calibration
+from ...cli.reporting import show_table
+from ..calibration import LARGEST_TEMPERATURE
+from ..decision_options import given_decisions
+from ..decisions import measure_threshold, threshold_for_sensitivity, threshold_for_specificity
+from ..reliability import FEW_VALIDATION, notes_on_worse, store_calibration
+from ..run import with_interval
+from .calibration import LogOddsCalibration, fit_log_odds, measure_log_odds
 
 
 FEW_LABELS = 10  # with fewer positive or negative validation labels, a note states that fitted values are uncertain

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..cli.reporting import UNDEFINED, say_undefined, show_table
+from ...cli.reporting import UNDEFINED, say_undefined, show_table
 
 
 MEASURED = ("accuracy", "balanced_accuracy", "auroc")

@@ -15,10 +15,11 @@ from PIL import Image
 
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 from biomedclip.run_scripts.cli import plots
-from biomedclip.run_scripts.evaluation import run, suite
+from biomedclip.run_scripts.evaluation import run
 from biomedclip.run_scripts.evaluation.comparison import Value
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
-from biomedclip.run_scripts.evaluation.suite_comparison import PAPER_FIVE, Line, compare_suite, paper_mean
+from biomedclip.run_scripts.evaluation.suite import suite
+from biomedclip.run_scripts.evaluation.suite.comparison import PAPER_FIVE, Line, compare_suite, paper_mean
 from biomedclip.run_scripts.evaluation.tasks import TASKS, Task
 from biomedclip.run_scripts.hub.card_facts import select_results
 from biomedclip.run_scripts.main import main

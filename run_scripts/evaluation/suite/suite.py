@@ -16,16 +16,16 @@ from biomedclip.model_cards.results import RESULTS_FILE, read_result
 from biomedclip.processing.benchmarks import ClassificationBenchmark, RetrievalBenchmark, VisualQuestionBenchmark
 from biomedclip.processing.benchmarks.facts import facts_version
 
-from ..cli.reporting import say, write_json
-from .checks import check_output, check_writable
-from .dual_encoders import DualEncoder, load_dual_encoder
-from .options import SUITE
-from .pairs import pairs_fingerprint
-from .run import Run
-from .suite_comparison import compare_suite
-from .suite_plan import Entry, Outcome, find_entries, read_entries, show_plan, tasks_of_models, text_of
-from .tasks import TASKS
-from .visual_question_answering import load_answerer
+from ...cli.reporting import say, write_json
+from ..checks import check_output, check_writable
+from ..dual_encoders import DualEncoder, load_dual_encoder
+from ..options import SUITE
+from ..pairs import pairs_fingerprint
+from ..run import Run
+from ..tasks import TASKS
+from ..visual_question_answering import load_answerer
+from .comparison import compare_suite
+from .plan import Entry, Outcome, find_entries, read_entries, show_plan, tasks_of_models, text_of
 
 
 KEY = "measured_with.json"  # next to results.json: everything that the result depends on

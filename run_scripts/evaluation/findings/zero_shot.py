@@ -13,28 +13,17 @@ from biomedclip import ZeroShotClassifier
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark, Pair, load_findings
 from biomedclip.processing.images.findings import FindingImages, check_some_readable
 
-from ..classification.calibrations import Calibration
-from ..embedding.encoders import label_embeds
-from .decision_options import given_decisions
-from .dual_encoders import DualEncoder
-from .finding_decisions import (
-    DecidedFindings,
-    ScoredFindings,
-    decide_findings,
-    notes_on_findings,
-    show_finding_decisions,
-)
-from .finding_metrics import measure_findings, show_findings
-from .finding_subgroups import measure_finding_subgroups, show_finding_subgroups
-from .predictions import Predictions
-from .robustness import (
-    CorruptedFeatures,
-    paraphrases,
-    show_paraphrases,
-    summarize_paraphrases,
-)
-from .run import Run, note_if_few_drawn
-from .zero_shot import data_of
+from ...classification.calibrations import Calibration
+from ...embedding.encoders import label_embeds
+from ..decision_options import given_decisions
+from ..dual_encoders import DualEncoder
+from ..predictions import Predictions
+from ..robustness import CorruptedFeatures, paraphrases, show_paraphrases, summarize_paraphrases
+from ..run import Run, note_if_few_drawn
+from ..zero_shot import data_of
+from .decisions import DecidedFindings, ScoredFindings, decide_findings, notes_on_findings, show_finding_decisions
+from .metrics import measure_findings, show_findings
+from .subgroups import measure_finding_subgroups, show_finding_subgroups
 
 
 # Options of data with several findings. They are keyword arguments of `read_finding_splits`.

@@ -10,10 +10,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from biomedclip import BiomedCLIPModel, BiomedCLIPProcessor
 from biomedclip.processing.benchmarks.findings import choose_finding_prompts
-from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_weights
-from biomedclip.run_scripts.evaluation.finding_metrics import measure_findings, show_findings
-from biomedclip.run_scripts.evaluation.findings_probe import probe_findings
+from biomedclip.run_scripts.evaluation.findings.linear_probe import probe_findings
+from biomedclip.run_scripts.evaluation.findings.metrics import measure_findings, show_findings
 from biomedclip.run_scripts.evaluation.linear_probe import STRENGTHS, LabeledFeatures
+from biomedclip.run_scripts.evaluation.statistics.bootstrap import bootstrap_weights
 from biomedclip.run_scripts.main import main
 
 

@@ -9,10 +9,10 @@ from biomedclip.model_cards.escaping import Markdown, markdown
 from biomedclip.model_cards.model_card import OF_THE_PAPER
 from biomedclip.processing.benchmarks.facts import PAPER_MODEL, facts_of
 
-from ..cli.plots import plot_comparison
-from ..cli.reporting import say, show_table
-from .comparison import Value, headline, published_name, write_comparison
-from .visual_question_answering import WORDS
+from ...cli.plots import plot_comparison
+from ...cli.reporting import say, show_table
+from ..comparison import Value, headline, published_name, write_comparison
+from ..visual_question_answering import WORDS
 
 
 PAPER_FIVE = tuple(benchmark for task, benchmark in OF_THE_PAPER if task == "zero-shot")

@@ -14,18 +14,18 @@ from biomedclip.processing.benchmarks.findings import FindingsBenchmark
 from biomedclip.processing.images.findings import check_some_readable
 from biomedclip.processing.images.labeled import ALL_ARE_TEST
 
-from ..classification.classifiers import check_fine_tuned
-from ..classification.seen_images import count_seen_images, notes_on_seen
-from .decision_options import given_decisions
-from .finding_decisions import ScoredFindings, write_findings_calibration
-from .finding_metrics import measure_findings, show_findings
-from .findings import conclude, given_finding_options, load_with_validation, notes_of
-from .image_classification import check_calibrations, load_classifier
-from .leaks import LEAKS_UNKNOWN, report_leaks
-from .reliability import own_calibration
-from .robustness import CorruptedFeatures
-from .run import Run
-from .zero_shot import data_of
+from ...classification.classifiers import check_fine_tuned
+from ...classification.seen_images import count_seen_images, notes_on_seen
+from ..decision_options import given_decisions
+from ..image_classification import check_calibrations, load_classifier
+from ..leaks import LEAKS_UNKNOWN, report_leaks
+from ..reliability import own_calibration
+from ..robustness import CorruptedFeatures
+from ..run import Run
+from ..zero_shot import data_of
+from .decisions import ScoredFindings, write_findings_calibration
+from .metrics import measure_findings, show_findings
+from .zero_shot import conclude, given_finding_options, load_with_validation, notes_of
 
 
 @dataclass(frozen=True)

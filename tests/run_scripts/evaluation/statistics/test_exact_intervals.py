@@ -5,10 +5,10 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import binomtest
 
-from biomedclip.run_scripts.evaluation.bootstrap import bootstrap_interval, fraction_interval
 from biomedclip.run_scripts.evaluation.classification import measure_classification
 from biomedclip.run_scripts.evaluation.decisions import measure_threshold
-from biomedclip.run_scripts.evaluation.exact_intervals import exact_interval, exact_mean_interval
+from biomedclip.run_scripts.evaluation.statistics.bootstrap import bootstrap_interval, fraction_interval
+from biomedclip.run_scripts.evaluation.statistics.exact_intervals import exact_interval, exact_mean_interval
 
 
 def clopper_pearson(right: int, number: int) -> list[float]:

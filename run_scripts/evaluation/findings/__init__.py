@@ -1,0 +1,1 @@
+"""Evaluate several findings at once: metrics, calibration, thresholds and subgroups of each."""

@@ -1,0 +1,1 @@
+"""Intervals by bootstrap and exact ones, and paired tests."""

@@ -1,0 +1,1 @@
+"""Evaluate models on all benchmarks of a configuration, and compare them."""
