@@ -29,9 +29,7 @@ _CUES: dict[str, tuple[re.Pattern[str], ...]] = {
     for name, entry in types.items()
 }
 UNKNOWN = "unknown"  # type or group of an image whose probability is below a threshold
-# How many times more often captions name the group of the image than another group: 0.62 and 0.025 of the 441 panels
-# and single figures of PMC that the detector of this package was trained on.
-NAMED = 25.0
+NAMED = 25.0  # how many times as probable a type becomes that the caption names; docs/panels.md states its source
 
 
 @dataclass(frozen=True)

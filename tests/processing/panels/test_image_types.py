@@ -19,8 +19,13 @@ from biomedclip.processing.panels.image_types import (
     most_probable_type,
     parse_image_types,
     type_in_caption,
+    types_in_caption,
     unknown_below,
+    with_caption,
 )
+
+
+MRI = "Magnetic Resonance"
 
 
 def test_there_are_thirty_types_in_groups_each_with_prompts():
@@ -45,6 +50,15 @@ def test_types_and_groups_are_spelled_as_in_the_gold_standard(shared_data):
         ("Western blot of AKT.", "Chromatography Gel"),
         ("Scatter plot of age and weight.", "Statistical figures graphs charts"),
         ("Hematoxylin and eosin.", "Light microscopy"),
+        ("Stained sections, ×200.", "Light microscopy"),
+        ("Biopsy (40x).", "Light microscopy"),
+        ("HRCT of the lung.", "Computerized Tomography"),
+        ("Effects of ACT and ECT on survival, FACT sheet.", None),
+        ("OCT of the retina.", None),
+        ("SDS score of depression.", None),
+        ("Yield of PET bottles and a PET film.", None),
+        ("Groups of 8 x 20 mice, plots of 200 x 300 mm.", None),
+        ("A grid of 10 × 20 cells.", None),
         ("The study site.", None),
         ("Emri is a name.", None),
         ("", None),
@@ -52,6 +66,15 @@ def test_types_and_groups_are_spelled_as_in_the_gold_standard(shared_data):
 )
 def test_a_caption_names_the_type_that_comes_first(caption, image_type):
     assert type_in_caption(caption) == image_type
+
+
+def test_a_caption_names_types_in_its_order_and_makes_them_more_probable():
+    assert types_in_caption("MRI (left) and a chest radiograph, then another MRI.") == [MRI, "X-Ray 2D Radiography"]
+    names = [MRI, "Endoscopy"]
+    assert with_caption([0.5, 0.5], ["Before.", "MRI scans."], names) == pytest.approx([25 / 26, 1 / 26])
+    assert with_caption([0.5, 0.5], ["Endoscopic view.", "MRI scans."], names)[1] > 0.9, "the part of the panel counts"
+    assert with_caption([0.2, 0.8], ["PET scans."], names) == [0.2, 0.8], "the detector does not know PET"
+    assert with_caption([0.0, 0.0], ["MRI scans."], names) == [0.0, 0.0]
 
 
 def test_the_type_belongs_to_the_most_probable_group():
