@@ -54,17 +54,19 @@ def fit_log_odds(log_odds: np.ndarray, positive: np.ndarray, *, units: int | Non
 
     Raises:
         ValueError: If log-odds are NaN or infinite, or if all labels are equal, or if the scores separate them
-            completely, so that a smaller temperature is always better.
+            completely or but for equal scores at the border, so that a smaller temperature is always better.
     """
     if not np.isfinite(log_odds).all():
         raise ValueError("its scores of the validation images are NaN or infinite.")
     if not 0 < positive.sum() < len(positive):
         labels = f"all {len(positive):,} validation labels are {int(positive.any())}" if len(positive) else "no labels"
         raise ValueError(f"{labels}. Add validation images with and without the finding.")
-    if log_odds[positive].min() > log_odds[~positive].max():
+    lowest, highest = log_odds[positive].min(), log_odds[~positive].max()
+    if lowest >= highest and np.ptp(log_odds) > 0:  # equal scores of all images separate nothing
+        completely = "completely" if lowest > highest else "but for equal scores"
         raise ValueError(
             f"its scores separate the {positive.sum():,} positive from the {(~positive).sum():,} negative validation "
-            "images completely, so that each smaller temperature fits them better. Use more validation images."
+            f"images {completely}, so that each smaller temperature fits them better. Use more validation images."
         )
     two_classes = np.stack([np.zeros_like(log_odds), log_odds], axis=1)
     alone = LogOddsCalibration(fit_temperature(two_classes, positive.astype(np.int64)))

@@ -68,6 +68,8 @@ def test_scores_that_say_nothing_get_the_largest_temperature_and_are_never_turne
     ("log_odds", "labels", "message"),
     [
         ([0.1, 0.2, 0.9, 1.0], [0, 0, 1, 1], "separate the 2 positive from the 2 negative validation images"),
+        ([0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 1, 1], "separate the 3 positive from the 3 .* images but for equal scores"),
+        ([1, 1, 1, 2], [0, 1, 0, 1], "but for equal scores"),
         ([0.1, 0.2, 0.9], [0, 0, 0], "all 3 validation labels are 0"),
         ([0.1, 0.2], [1, 1], "all 2 validation labels are 1"),
         ([], [], "no labels"),
@@ -77,6 +79,12 @@ def test_scores_that_say_nothing_get_the_largest_temperature_and_are_never_turne
 def test_a_calibration_that_cannot_be_fitted_has_a_reason(log_odds, labels, message):
     with pytest.raises(ValueError, match=message):
         fit_log_odds(np.array(log_odds), np.array(labels, dtype=bool))
+
+
+def test_equal_scores_of_all_images_are_calibrated_to_the_prevalence():
+    positive = np.arange(100) < 20
+    fitted = fit_log_odds(np.full(100, 2.0), positive)
+    assert expit(fitted(np.array([2.0]))) == pytest.approx(0.2, abs=1e-4)
 
 
 def test_the_metrics_are_those_of_scikit_learn_and_of_plain_loops():
