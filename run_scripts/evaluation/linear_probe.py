@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from biomedclip.processing import load_benchmark
 from biomedclip.processing.benchmarks import ClassificationBenchmark
 from biomedclip.processing.images.labeled import check_readable
-from biomedclip.processing.stratified import draw_fraction, hold_out
+from biomedclip.processing.stratified import draw_fraction, hold_out, hold_out_groups_with_labels
 
 from .classification import measure_classification
 from .decision_options import given_decisions
@@ -157,10 +157,11 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             f"is chosen on the validation split. --protocol elevater is closer to the paper; see {PROBE_DOCS}."
         )
     if "validation" not in labeled and options.protocol == "logistic":
-        whole = labeled["train"]
-        kept, held = hold_out([str(label) for label in whole.labels], HELD_OUT, options.seed)
-        labeled["train"], labeled["validation"] = whole.select(kept), whole.select(held)
-        notes.append(f"No validation split: the regularization was chosen on {HELD_OUT:.0%} of the training images.")
+        where = f"--data {options.data}"
+        labeled["train"], labeled["validation"], of_split = hold_out_validation(
+            labeled["train"], test.classes, options.seed, where=where
+        )
+        notes += of_split
     draws = options.draws or PROBE_DRAWS
     metrics, scores, classifier = probe_with_scores(
         labeled["train"],
@@ -221,6 +222,29 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         subgroups=subgroups_of(usable, torch.from_numpy(calibrated), test.classes, test.positive, options.seed),
         decisions=decided.results,
     )
+
+
+def hold_out_validation(
+    train: LabeledFeatures, classes: Sequence[str], seed: int, *, where: str
+) -> tuple[LabeledFeatures, LabeledFeatures, list[str]]:
+    """Return training images without a fraction of each class or of whole groups, this fraction, and notes on it.
+
+    Raises:
+        ValueError: If all images are of one group. `where` names the data in the message.
+    """
+    labels = [classes[label] for label in train.labels]
+    what, again = "the training images", list[str]()
+    if train.groups is None:
+        kept, held = hold_out(labels, HELD_OUT, seed)
+    else:
+        of_rows = [[label] for label in labels]
+        kept, held, again = hold_out_groups_with_labels(train.groups, of_rows, HELD_OUT, seed, where=where)
+        what += ", in whole groups"
+    notes = [f"No validation split: the regularization was chosen on {HELD_OUT:.0%} of {what}.", *again]
+    if absent := sorted(set(labels) - {labels[row] for row in kept}):
+        names = ", ".join(map(repr, absent))
+        notes.append(f"All training images of the class {names} were held out with their group. It is never predicted.")
+    return train.select(kept), train.select(held), notes
 
 
 def notes_on_fit(by_fraction: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,5 +1,6 @@
 """The linear probe against scikit-learn used by hand, and its draws of the labels."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from biomedclip.processing.benchmarks.facts import facts_of
 from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.evaluation import linear_probe as module
 from biomedclip.run_scripts.evaluation.comparison import headline
-from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, probe_with_scores
+from biomedclip.run_scripts.evaluation.linear_probe import LabeledFeatures, hold_out_validation, probe_with_scores
 from biomedclip.run_scripts.evaluation.reliability import Scored, decide
 from biomedclip.run_scripts.evaluation.statistics.fractions import show_probe
 
@@ -115,6 +116,33 @@ def test_classes_that_training_lacks_are_never_answered():
     with pytest.raises(ValueError, match="of one class"):
         only = train.select(np.flatnonzero(train.labels == 0))
         probe_with_scores(only, only, only, ["a", "b", "c"])
+
+
+def test_the_validation_split_that_is_held_out_has_patients_of_its_own():
+    whole = split(100, 2, 0)
+    grouped = replace(whole, groups=[f"p{number // 4}" for number in range(100)])
+    train, validation, notes = hold_out_validation(grouped, ["a", "b"], 0, where="--data d")
+    assert len(validation.labels) == 20 and not set(train.groups) & set(validation.groups)
+    assert notes == [
+        "No validation split: the regularization was chosen on 20% of the training images, in whole groups."
+    ]
+    train, validation, notes = hold_out_validation(whole, ["a", "b"], 0, where="--data d")
+    assert len(validation.labels) == pytest.approx(20, abs=1) and len(train.labels) + len(validation.labels) == 100
+    assert notes == ["No validation split: the regularization was chosen on 20% of the training images."]
+    one = replace(whole, groups=["p"] * 100)
+    with pytest.raises(ValueError, match="--data d: all 100 images belong to the group 'p'"):
+        hold_out_validation(one, ["a", "b"], 0, where="--data d")
+
+
+def test_a_class_whose_only_patient_is_held_out_is_named():
+    whole = LabeledFeatures(np.zeros((20, 2)), np.array([0] * 10 + [1] * 10), ["p", "q"] * 5 + ["r"] * 10)
+    seeds = (hold_out_validation(whole, ["a", "b"], seed, where="d")[2] for seed in range(20))
+    assert not any("never predicted" in note for notes in seeds for note in notes), "half of the images are too many"
+    few = replace(whole, labels=np.array([0] * 18 + [1] * 2), groups=[f"p{number // 2}" for number in range(20)])
+    found = [hold_out_validation(few, ["a", "b"], seed, where="d") for seed in range(20)]
+    for train, _, notes in found:
+        assert ("never predicted" in " ".join(notes)) == (1 not in train.labels)
+    assert any(1 not in train.labels for train, _, _ in found)
 
 
 @pytest.fixture
