@@ -30,7 +30,7 @@ TEXT_AT, WIDTH, HEIGHT = 650, 1270, 470
 def main() -> None:
     """Write `panels.png`."""
     figure = compound()
-    (found,) = PanelDetector.from_pretrained()([figure])
+    (found,) = PanelDetector.from_pretrained()([figure], [CAPTION])
     split = split_caption(CAPTION, labels=[panel.label for panel in found.panels if panel.label])
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     picture.paste(figure, (8, 8))
