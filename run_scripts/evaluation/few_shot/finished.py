@@ -5,19 +5,26 @@ the predictions of each fit.
 """
 
 import json
+import logging
+import zlib
 from collections.abc import Collection, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from biomedclip.processing.files import replacing, write_text
 
 
+logger = logging.getLogger(__name__)
+
 FITS = "fits.jsonl"
 ARRAYS = "fits"  # folder
 Key = tuple[str, int, int]  # method, shots, seed
+# RuntimeError: a changed byte can make a member of an archive look encrypted, or compressed by an unknown method.
+_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, BadZipFile, zlib.error)
 
 
 class FinishedFits:
@@ -43,7 +50,7 @@ class FinishedFits:
         write_text(path, "".join(f"{line}\n" for line in [header, *map(json.dumps, self._fits.values())]))
 
     def _read(self, settings: Mapping[str, Any]) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
             before = json.loads(lines[0])
             differing = sorted(name for name in before | settings if before.get(name) != settings.get(name))
@@ -64,19 +71,34 @@ class FinishedFits:
     def get(
         self, method: str, shots: int, seed: int, drawn: str | None, needed: Collection[str] = ()
     ) -> dict[str, Any] | None:
-        """Return a finished fit on the images with the hash `drawn`, or None, also if one of its arrays is missing."""
-        fit = self._fits.get((method, shots, seed))
-        if not fit or fit.get("drawn") != drawn or not set(needed) <= set(self.arrays(fit, ())):
-            return None
-        return fit
+        """Return a finished fit, or None if there is none whose needed arrays can be read.
 
-    def arrays(self, fit: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        """Return the given arrays of a fit. Those that are not read are None, and those that are missing are absent."""
+        Args:
+            method: Method of the fit.
+            shots: Number of training images of a class.
+            seed: Seed of the draw.
+            drawn: Hash of the drawn images.
+            needed: Names of the arrays that the fit must have. They are read.
+        """
+        fit = self._fits.get((method, shots, seed))
+        if not fit or fit.get("drawn") != drawn or not self._file(fit).is_file():
+            return None
         try:
-            with np.load(self._file(fit), allow_pickle=False) as file:
-                return {name: file[name] if name in names else None for name in file.files}
-        except (OSError, ValueError, BadZipFile):  # missing, or damaged
-            return {}
+            found = self.arrays(fit, needed)
+        except _DAMAGED as error:
+            logger.warning(
+                f"{self._file(fit)} is damaged, so this fit is computed again: {error or type(error).__name__}"
+            )
+            return None
+        return fit if set(needed) <= set(found) else None
+
+    def arrays(self, fit: Mapping[str, Any], names: Collection[str]) -> dict[str, np.ndarray]:
+        """Return those of the given arrays that a fit has. Damaged files raise one of several exceptions."""
+        with ZipFile(self._file(fit)) as archive:
+            stored = {name: f"{name}.npy" for name in names}
+            files = {name: archive.read(file) for name, file in stored.items() if file in archive.namelist()}
+        # The bytes have been compared with their checksums.
+        return {name: np.load(BytesIO(content), allow_pickle=False) for name, content in files.items()}
 
     def add(self, fit: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Add a finished fit, with its `method`, `shots`, `seed` and `drawn`, and its predictions."""

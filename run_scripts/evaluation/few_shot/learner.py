@@ -15,6 +15,7 @@ from biomedclip import ZeroShotClassifier
 from biomedclip.processing.benchmarks import ClassificationBenchmark
 from biomedclip.processing.benchmarks.leaks import Copy, find_copies
 from biomedclip.processing.benchmarks.same_images import Looks
+from biomedclip.processing.images.corruptions import corruptions_version
 from biomedclip.processing.images.labeled import LabeledImages
 
 from ..dual_encoders import DualEncoder
@@ -78,6 +79,11 @@ def halves_of(classes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Return the base and the novel classes: the first half, rounded up, and the others."""
     middle = -(-len(classes) // 2)
     return list(classes[:middle]), list(classes[middle:])
+
+
+def corrupted_answers(name: str, strength: int) -> str:
+    """Return the name of the array with the predicted classes of corrupted images. Other versions have other names."""
+    return f"answers {name} {strength}, corruptions {corruptions_version()}"
 
 
 def _answers(scores: torch.Tensor) -> np.ndarray:
@@ -232,7 +238,7 @@ class Learner:
         """Fit a head and measure it on the test images.
 
         Return the metrics, and arrays by name: the predicted class `answers PART` of each image of a part, its scores
-        `scores PART` with `keep_scores`, and the predicted class `answers CORRUPTION STRENGTH` of corrupted images.
+        `scores PART` with `keep_scores`, and the predicted class of corrupted images, see [`corrupted_answers`].
         """
         classes, draw = self._learned_classes(), draw or Draw([], [])
         seen = Shots(
@@ -256,7 +262,7 @@ class Learner:
             arrays[f"answers {part.name}"] = _answers(scores)
             arrays |= {f"scores {part.name}": scores.float().numpy()} if keep_scores else {}
         for (name, strength), read in (corrupted or {}).items():
-            arrays[f"answers {name} {strength}"] = self._corrupted_answers(fitted, read())
+            arrays[corrupted_answers(name, strength)] = self._corrupted_answers(fitted, read())
         if ALL in measured:
             return entry | measured[ALL], arrays
         accuracies = [measured[name]["accuracy"] for name in (BASE, NOVEL)]

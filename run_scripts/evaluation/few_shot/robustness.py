@@ -12,7 +12,7 @@ from ...cli.plots import plot_few_shot_robustness
 from ...cli.reporting import UNDEFINED, say, show_table
 from ..robustness import PLOT
 from .intervals import mean_interval
-from .learner import ALL, NO_ANSWER
+from .learner import ALL, NO_ANSWER, corrupted_answers
 
 
 Answers = Callable[[Mapping[str, Any], str], np.ndarray]
@@ -45,7 +45,7 @@ def measure_corrupted(
         clean = np.stack([answers(fit, f"answers {ALL}") for fit in mine])
         found: dict[str, list[dict[str, Any]]] = {}
         for name, strength in corruptions:
-            given = np.stack([answers(fit, f"answers {name} {strength}") for fit in mine])
+            given = np.stack([answers(fit, corrupted_answers(name, strength)) for fit in mine])
             known = ((given != NO_ANSWER) & (clean != NO_ANSWER)).all(axis=0)
             of_known = None if groups is None else [groups[row] for row in np.flatnonzero(known).tolist()]
             entry: dict[str, Any] = {"strength": strength, "value": find_corruption(name).strengths[strength - 1]}

@@ -23,7 +23,7 @@ from ..run import Run, note_if_few_drawn
 from ..zero_shot import classification_metrics, data_of, notes_on_class_names, predictions_of
 from .context import ContextEncoder
 from .finished import FITS, FinishedFits
-from .learner import ALL, BASE, MEASURED, NOVEL, Corrupted, Learner, Part, embedded_images, halves_of
+from .learner import ALL, BASE, MEASURED, NOVEL, Corrupted, Learner, Part, corrupted_answers, embedded_images, halves_of
 from .methods import TEXT_METHODS
 from .options import DRAWS, ZERO_SHOT
 from .predictions import Key, prediction_table, written_fits
@@ -280,7 +280,7 @@ def _fit_all(
         method, shots, seed = key
         digest, keep = digests.get((shots, seed)), key in written
         of_fit = corrupted if shots in (0, largest) else {}
-        needed = [f"answers {name} {strength}" for name, strength in of_fit]
+        needed = [corrupted_answers(*corruption) for corruption in of_fit]
         needed += [
             f"{kind} {part.name}" for part in learner.parts for kind in ("answers", *(["scores"] if keep else []))
         ]
