@@ -52,9 +52,22 @@ def fill_classifier_card(facts: Mapping[str, Any]) -> str:
         else None,
         keeps_embeddings=facts["model"]["method"] in _KEPT_EMBEDDINGS,
         # The column of the paper's values is for dual encoders.
-        rows=[row[1:6] for result in results for row in measured_rows(_without_recalls(result))],
+        rows=[_row(result, row) for result in results for row in measured_rows(_without_recalls(result))],
+        some_trained=any(map(includes_training_images, results)),
         measurements=[_measurement(result) for result in results],
     )
+
+
+def includes_training_images(result: Mapping[str, Any]) -> bool:
+    """Return whether some of the measured images, or near-duplicates of them, are known to be training images."""
+    data = result["data"]
+    return bool((data.get("seen_in_training") or {}).get("train") or (data.get("leaks") or {}).get("leaked"))
+
+
+def _row(result: Mapping[str, Any], row: Sequence[str]) -> tuple[str, ...]:
+    """Return the cells of a row of the results table: data, images, metric, value and interval."""
+    data, *others = row[1:6]
+    return (f"{data} (includes training images)" if includes_training_images(result) else data), *others
 
 
 def _without_recalls(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +76,15 @@ def _without_recalls(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(facts: Mapping[str, Any]) -> str:
-    """Return the metadata. The results of each finding are only in the text, because there can be hundreds."""
+    """Return the metadata.
+
+    The results of each finding are only in the text, because there can be hundreds. Results that include training
+    images are only in the text too, because the Hub would show them as those of a test.
+    """
     results = [
         entry
         for result in facts["results"]
+        if not includes_training_images(result)
         for entry in eval_results({**result, "metrics": {**result["metrics"], "findings": {}}})
     ]
     license = one_line(facts["license"] or "unknown")
@@ -133,6 +151,7 @@ def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
         "reasons": [(metric_name(name), why) for name, why in reasons(result)],
         "recalls": [(label, UNDEFINED if value is None else f"{value:.4f}") for label, value in recalls.items()],
         "leaks": leaks,
+        "seen": _seen(data),
         "leak_counts": ", ".join(f"{metric_name(name)} {count:,}" for name, count in counts.items()),
         "calibration": [*_calibration_rows(before, after)],
         "before": before is not None,
@@ -155,6 +174,12 @@ def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "settings": settings and code(json.dumps(settings, ensure_ascii=False)),
     }
+
+
+def _seen(data: Mapping[str, Any]) -> str | None:
+    """Return how many of the measured images were used by the training, or None if they were not counted."""
+    counts = data.get("seen_in_training") or {}
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items()) or None
 
 
 def _calibration_rows(before: Any, after: Any) -> Iterator[tuple[str, ...]]:

@@ -28,7 +28,8 @@ TRAINING = (
     *("substituted_rows", "validation_images", "validation_accuracy", "versions"),
 )
 _SETTINGS = ("precision", "batch_size", "seed", "labels", "positive", "label_columns", "uncertain", "blank")
-_DATA = ("split", "fingerprint", "rows", "selection", "seen_in_training")
+_DATA = ("split", "fingerprint", "rows", "selection")
+_SEEN = ("train", "validation")  # splits of the training whose images are recognized
 _DECISIONS = (
     *("temperature", "bias", "findings", "before_calibration", "calibration", "abstention", "validation_images"),
     *("operating_points", "without_threshold", "prediction_sets", "not_calibrated", "undefined"),
@@ -94,7 +95,7 @@ def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dic
     of the classifier.
     """
     data = result["data"]
-    damaged, leaks = data.get("damaged"), data.get("leaks")
+    damaged, leaks, seen = data.get("damaged"), data.get("leaks"), data.get("seen_in_training")
     subgroups, left_out = _subgroups(result.get("subgroups") or {})
     weights = {name: result["model"][name] for name in ("weights", "base_weights") if name in result["model"]}
     return {
@@ -106,6 +107,7 @@ def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dic
             **{name: data[name] for name in _DATA if data.get(name) is not None},
             "damaged_images": None if damaged is None else len(damaged),
             "leaks": leaks and {name: value for name, value in leaks.items() if isinstance(value, int)},
+            "seen_in_training": seen and {split: seen[split] for split in _SEEN if split in seen},
             "notes": public_notes(data.get("notes") or [], classes),
         },
         "decisions": {name: value for name, value in (result.get("decisions") or {}).items() if name in _DECISIONS},

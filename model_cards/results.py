@@ -27,6 +27,7 @@ RESULT: dict[str, Any] = {
         "path?": str,
         "damaged?": [{"name": str, "reason": str}],
         "leaks?": {"leaked": int, "test_images": int},
+        "seen_in_training?": {str: int},
         "notes?": [str],
         "selection?": {str: object},
     },

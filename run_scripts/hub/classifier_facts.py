@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, model_info
 from huggingface_hub.errors import HTTPError
 
+from biomedclip.model_cards.classifier_card import includes_training_images
 from biomedclip.model_cards.classifier_results import public_measurement, public_recipe, public_training
 from biomedclip.model_cards.formatting import PLACEHOLDER, public_name
 from biomedclip.model_cards.model_card import is_hub_id
@@ -185,6 +186,7 @@ def show_classifier(facts: Mapping[str, Any], left_out: Sequence[Path]) -> None:
     for result in facts["results"]:
         first = measures(result)[0]
         split = f"{result['data']['split']} split of {result['benchmark'] or 'own data'}"
+        split += " (includes training images)" if includes_training_images(result) else ""
         rows.append((f"{split}: {' '.join(first.path)}", UNDEFINED if first.value is None else first.value))
     if not facts["results"]:
         rows.append(("results", "not measured"))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.model_results import zero_shot_result
+from helpers.model_results import LEAKS, zero_shot_result
 from huggingface_hub import ModelCard
 
 from biomedclip.model_cards.checking import find_problems
@@ -145,6 +145,66 @@ def test_a_filled_card_is_complete_and_a_missing_fact_is_a_problem():
     assert find_problems(fill_classifier_card(facts(results=[]))) == []
     for name in ("license", "training"):
         assert any("Not stated" in problem for problem in find_problems(fill_classifier_card(facts(**{name: None}))))
+
+
+def measured(**data) -> dict:
+    result = zero_shot_result(task="image-classification", benchmark=None)
+    return public_measurement(result | {"data": result["data"] | {"leaks": None} | data}, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("data", "trained"),
+    [
+        ({}, False),
+        ({"seen_in_training": {"train": 0, "validation": 3}, "leaks": LEAKS | {"leaked": 0}}, False),
+        ({"seen_in_training": {"train": 54, "validation": 0}}, True),
+        ({"leaks": LEAKS}, True),
+    ],
+)
+def test_results_on_training_images_are_marked_and_not_in_the_model_index(data, trained):
+    card = fill_classifier_card(facts(results=[measured(**data)]))
+    assert ("| own data, test (includes training images) | 32,768 | accuracy |" in card) == trained
+    assert ("| own data, test | 32,768 | accuracy |" in card) == (not trained)
+    assert ("They are not in the metadata" in card) == trained
+    assert bool(ModelCard(card).data.eval_results) == (not trained)
+
+
+def test_only_the_results_on_training_images_are_left_out_of_the_model_index():
+    clean = measured(fingerprint="cafe")
+    card = fill_classifier_card(facts(results=[clean, measured(seen_in_training={"train": 1})]))
+    assert {entry.dataset_revision for entry in ModelCard(card).data.eval_results} == {"cafe"}
+
+
+def test_counted_training_images_are_not_called_unchecked():
+    assert "Leaks between training and test: not checked." in fill_classifier_card(facts(results=[measured()]))
+    card = fill_classifier_card(facts(results=[measured(seen_in_training={"train": 54, "validation": 0})]))
+    assert "found by their files or pixels: 54 train, 0 validation." in card and "not checked" not in card
+
+
+@pytest.mark.parametrize(
+    ("temperature", "images", "text"),
+    [
+        (
+            2.0,
+            60,
+            "the temperature 2, fitted on 60 validation images.\n`biomedclip classify` divides the logits by it.",
+        ),
+        (
+            [2.0, 3.0],
+            None,
+            "a temperature and a bias of each finding.\n"
+            "`biomedclip classify` divides the logits of each finding by its temperature and adds its bias.",
+        ),
+    ],
+)
+def test_the_card_states_how_the_calibration_is_applied_and_what_it_was_fitted_on(temperature, images, text):
+    calibration = {"temperature": temperature, "images": images, "fingerprint": "0"}
+    assert text in fill_classifier_card(facts(calibration=calibration))
+
+
+def test_exact_intervals_are_not_called_a_bootstrap():
+    card = " ".join(fill_classifier_card(facts(results=[measured()])).split())
+    assert "Fractions of 0 and 1 have exact intervals" in card
 
 
 def test_the_card_of_findings_states_their_calibration_thresholds_and_subgroups():

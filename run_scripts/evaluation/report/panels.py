@@ -25,7 +25,7 @@ from .sections import environment, introduction, metrics_table, notes, title_of
 SIDE = 360  # largest width and height of a figure in pixels
 ANNOTATED, FOUND = "#0b5fff", "#ff7a00"  # colors that people with color blindness can tell apart
 _WIDTHS = {ANNOTATED: 4, FOUND: 2}  # pixels of the lines; a found box is drawn over an annotated one
-_OVER = "with bootstrap intervals over articles"
+_OVER = "with 95 % intervals over articles"
 
 
 def write_panel_report(path: Path, results: Mapping[str, Any], *, figures: Sequence[MeasuredFigure]) -> None:

@@ -52,7 +52,7 @@ def write_question_report(
 def _metrics(results: Mapping[str, Any]) -> str:
     metrics = results["metrics"]
     present = {name: prefix for name, prefix in _PREFIXES.items() if metrics[f"{prefix}questions"]}
-    caption = "{}, with bootstrap intervals over images"
+    caption = "{}, with 95 % intervals over images"
     chance = {f"{prefix}accuracy": metrics.get(f"{prefix}chance") for prefix in present.values()}
     html = metrics_table(
         metrics, chance, "always the most frequent answer of the type", results["paper"], caption.format("Accuracy")

@@ -59,7 +59,7 @@ def _metrics(results: Mapping[str, Any], direction: str) -> str:
     metrics = results["metrics"]
     baselines: dict[str, float | None] = {f"recall_at_{k}": min(1.0, k * metrics["chance_at_1"]) for k in RECALLS}
     baselines["median_rank"] = None if "images" in metrics else (metrics["pairs"] + 1) / 2
-    caption = f"{_WORDS[direction]}, with bootstrap intervals over articles or groups"
+    caption = f"{_WORDS[direction]}, with 95 % intervals over articles or groups"
     return metrics_table(metrics[direction], baselines, "chance", results["paper"].get(direction), caption)
 
 

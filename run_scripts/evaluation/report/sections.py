@@ -65,7 +65,7 @@ def metrics_table(
     baselines: Mapping[str, float | None],
     baseline: str = "",
     paper: Mapping[str, Any] | None = None,
-    caption: str = "Metrics, with bootstrap intervals over patients or images",
+    caption: str = "Metrics, with 95 % intervals over patients or images",
 ) -> str:
     """Return a table of metrics with 95 % intervals, a baseline, and published values if there are any.
 
