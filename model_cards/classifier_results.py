@@ -69,6 +69,7 @@ _NOTES = [
         r"([a-z -]+ [\d.]+ before, [\d.]+ after(; )?)+",
         r"'[^']*' is not calibrated: (all [\d,]+ validation labels are [01]|no labels|its scores [a-z -]+[\d,]* )",
         r"Fitted values are uncertain for findings with fewer than [\d,]+ positive or negative validation images: .*",
+        r"No calibration and thresholds of '.*' are measured: [\w ,]+\.",
         r"This calibration was fitted on the measured images, so that its errors are too small\.",
         r"--coverage [\d.]+ needs [\d,]+ validation images or more\. The sets contain all classes\.",
     )

@@ -41,6 +41,14 @@ ACCEPTED = (
 )
 
 
+class MissingSplit(ValueError):
+    """A split that the data does not have. `split` is its name."""
+
+    def __init__(self, message: str, split: str) -> None:
+        super().__init__(message)
+        self.split = split
+
+
 @dataclass(frozen=True)
 class LabeledImages:
     """Images and their labels.
@@ -230,16 +238,18 @@ def choose_split(
     test images. `path` is used in messages.
 
     Raises:
-        ValueError: If the split does not exist, or if `held_out` is not between 0 and 0.5.
+        MissingSplit: If the split does not exist.
+        ValueError: If `held_out` is not between 0 and 0.5.
     """
     if held_out is not None and not 0 < held_out < 0.5:
         raise ValueError(f"held_out must be between 0 and 0.5, because two splits are held out, not {held_out}.")
     if held_out is None and list(splits) == ["train"]:
         if split != "test":
             # Returning all images again would train and test on the same images.
-            raise ValueError(
+            raise MissingSplit(
                 f"{path}: the images have no splits, so all of them are the test split, and there is no {split} "
-                "split. Put them into folders train, validation and test."
+                "split. Put them into folders train, validation and test.",
+                split,
             )
         return splits["train"].with_note(ALL_ARE_TEST)
     splits = {name: images for name, images in splits.items() if len(images)}
@@ -267,9 +277,10 @@ def choose_split(
                     splits = {name: images.with_note(text) for name, images in splits.items()}
                 splits[wanted] = replace(rest.select(held), notes=splits["train"].notes, drawn=True)
     if split not in splits:
-        raise ValueError(
+        raise MissingSplit(
             f"{path}: there is no {split} split with labeled images, only {', '.join(splits)}. Add it, or choose "
-            "another split."
+            "another split.",
+            split,
         )
     return splits[split]
 

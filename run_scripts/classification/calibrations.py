@@ -74,6 +74,17 @@ class Calibration:
                 f"--calibration {NONE}."
             )
 
+    def check_kind(self, model: str, several: bool) -> None:
+        """Raise `ValueError` unless there is one temperature, or one for each finding if a model predicts `several`."""
+        if self.path is not None and isinstance(self.temperature, list) != several:
+            kinds = ("one number", "a list of numbers")
+            found, needed = kinds[not several], kinds[several]
+            raise ValueError(
+                f"{self.path}: the field temperature is {found}, but {model} predicts "
+                f"{'several findings' if several else 'one label'} for each image, which needs {needed}. Fit it again "
+                "with biomedclip evaluate image-classification --calibrate, or remove the file."
+            )
+
     def show(self) -> None:
         """Print the temperature, if there is one."""
         if self.path is not None:

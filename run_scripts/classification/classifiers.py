@@ -246,8 +246,10 @@ def load_fine_tuned(
 ) -> Classifier:
     """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
     model, processor = load_classifier_model(name)
+    several = model.config.problem_type == _MULTI_LABEL
+    calibration.check_kind(name, several)
     model = model.to(device)
-    activation = torch.sigmoid if model.config.problem_type == _MULTI_LABEL else _softmax
+    activation = torch.sigmoid if several else _softmax
 
     def precise() -> AbstractContextManager[Any]:
         return nullcontext() if precision == "float32" else torch.autocast(model.device.type, dtype=torch.bfloat16)

@@ -70,7 +70,7 @@ def read_classified(options: Any) -> LabeledTest:
         ValueError: If a model is not an image classifier, or the label of an image is not one of its labels.
     """
     labels = {name: check_fine_tuned(name, several=False) for name in options.model}
-    check_calibrations(options)
+    check_calibrations(options, several=False)
     test = read_labeled(options, options.split)
     where = f"--data {options.data}"
     for name, known in labels.items():
@@ -88,11 +88,11 @@ def read_classified(options: Any) -> LabeledTest:
     return LabeledTest(test, read_validation(options, known_to_all), train, labels, notes)
 
 
-def check_calibrations(options: Any) -> None:
-    """Raise `ValueError` if the calibration of a model is needed and faulty."""
+def check_calibrations(options: Any, *, several: bool) -> None:
+    """Raise `ValueError` if the calibration of a model is needed and faulty, or not that of `several` findings."""
     for name in options.model:
         if not options.calibrate:
-            load_calibration(None, name)
+            load_calibration(None, name).check_kind(name, several)
 
 
 def load_fine_tuned_classifier(name: str, precision: str) -> FineTunedClassifier:

@@ -63,6 +63,9 @@ def test_notes_on_findings_are_published_without_other_names():
     decided = decide_findings(of_findings, of_findings, names, options)
     worse = {"before_calibration": {"nll": 0.1, "ece": 0.1}, "calibration": {"nll": 0.2, "ece": 0.3}}
     notes = [*notes_on_findings(of_findings, names, options, decided), *notes_on_worse(worse, " of 'absent'")]
+    log_odds[3, 1], targets[:, 0] = np.nan, np.nan
+    notes += notes_on_findings(None, names, options, decide_findings(of_findings, None, names, options))
+    assert sum("are measured:" in note for note in notes) == 2
     public = public_notes(notes, names)
     assert len(public) == len(notes) >= 6, "each note has a public form"
     assert public_notes(notes, CLASSES) == [note for note in public if "'" not in note], "other names stay here"

@@ -51,7 +51,7 @@ def read_classified_findings(options: Any) -> FindingsTest:
         ValueError: If a model is not a classifier of several findings, or the data has other findings.
     """
     labels = {name: check_fine_tuned(name, several=True) for name in options.model}
-    check_calibrations(options)
+    check_calibrations(options, several=True)
     splits, notes = _read(options)
     test = splits[options.split]
     for name, known in labels.items():

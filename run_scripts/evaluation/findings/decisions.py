@@ -16,6 +16,7 @@ from ..decisions import measure_threshold, threshold_for_sensitivity, threshold_
 from ..reliability import FEW_VALIDATION, notes_on_worse, store_calibration
 from ..run import with_interval
 from .calibration import LogOddsCalibration, fit_log_odds, measure_log_odds
+from .metrics import unmeasured
 
 
 FEW_LABELS = 10  # with fewer positive or negative validation labels, a note states that fitted values are uncertain
@@ -69,8 +70,9 @@ def decide_findings(
 ) -> DecidedFindings:
     """Fit what the options ask for on the validation images, and measure it on the test images.
 
-    The calibration of the probabilities is always measured. Findings whose scores are NaN or infinite, or whose labels
-    are all ignored, are left out. `applied` is an earlier calibration, with the same findings in any order.
+    The calibration of the probabilities is always measured. `undefined` has the reason for each finding that is left
+    out, because its scores are NaN or infinite or its labels are all ignored. `applied` is an earlier calibration, with
+    the same findings in any order.
     """
     results: dict[str, Any] = {"temperature": None, "findings": {}}
     calibrations = dict.fromkeys(findings, LogOddsCalibration())
@@ -87,7 +89,8 @@ def decide_findings(
         results["bias"] = {name: found.bias for name, found in calibrations.items()}
     for number, name in enumerate(findings):
         log_odds, positive, groups = test.of(number)
-        if not len(log_odds) or not np.isfinite(log_odds).all():
+        if reason := unmeasured(log_odds):
+            results.setdefault("undefined", {})[name] = reason
             continue
         measured: dict[str, Any] = {"groups": groups, "seed": options.seed}
         found = results["findings"].setdefault(name, {})
@@ -165,6 +168,10 @@ def notes_on_findings(
     """Return notes on what was fitted or read."""
     results = decided.results
     notes = [note for name, found in results["findings"].items() for note in notes_on_worse(found, f" of {name!r}")]
+    undefined = results.get("undefined", {})
+    for reason in dict.fromkeys(undefined.values()):
+        names = ", ".join(repr(name) for name, why in undefined.items() if why == reason)
+        notes.append(f"No calibration and thresholds of {names} are measured: {reason}.")
     if validation is None:
         return notes
     images = len(validation.targets)

@@ -53,11 +53,8 @@ def measure_findings(
             {f"{metric}_interval": None for metric in METRICS} if resamples else {}
         )
         details[name] |= counts
-        bad = int((~np.isfinite(scores[rows, number])).sum())
-        if bad:
-            undefined[name] = f"the scores of {bad:,} of {len(rows):,} images are NaN or infinite"
-        elif not len(rows):
-            undefined[name] = "all labels are ignored"
+        if reason := unmeasured(scores[rows, number]):
+            undefined[name] = reason
         elif not positives or not negatives:
             undefined[name] = f"all {len(rows):,} labels are {int(positives > 0)}"
         else:
@@ -73,6 +70,14 @@ def measure_findings(
         if not curves:
             means["undefined"] |= dict.fromkeys(METRICS, "no finding has labels of both classes and finite scores")
     return {**means, "images": len(targets), "findings": details}
+
+
+def unmeasured(scores: np.ndarray) -> str | None:
+    """Return why a finding cannot be measured, or None. `scores` are those of the images whose label counts."""
+    if not len(scores):
+        return "all labels are ignored"
+    bad = int((~np.isfinite(scores)).sum())
+    return f"the scores of {bad:,} of {len(scores):,} images are NaN or infinite" if bad else None
 
 
 def _values(curves: Mapping[str, tuple[Curve, np.ndarray]], weights: np.ndarray) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from scipy.special import expit
 from biomedclip import ZeroShotClassifier
 from biomedclip.processing.benchmarks.findings import FindingsBenchmark, Pair, load_findings
 from biomedclip.processing.images.findings import FindingImages, check_some_readable
+from biomedclip.processing.images.labeled import MissingSplit
 
 from ...classification.calibrations import Calibration
 from ...embedding.encoders import label_embeds
@@ -70,8 +71,8 @@ def load_with_validation(options: Any, *others: str, **also: Any) -> dict[str, F
     splits = [*others, *(["validation"] if given else []), options.split]
     try:
         return load_findings(options.data, splits=splits, **columns, **also)
-    except ValueError as error:
-        if given and "validation" in str(error):
+    except MissingSplit as error:
+        if given and error.split == "validation":
             raise ValueError(f"--{given[0]} needs a validation split. {error}") from error
         raise
 

@@ -14,9 +14,11 @@ from PIL import Image
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, recall_score, roc_auc_score
 
-from biomedclip.run_scripts.classification.calibrations import read_calibration
+from biomedclip.run_scripts.classification.calibrations import Calibration, read_calibration
 from biomedclip.run_scripts.evaluation.findings.calibration import fit_log_odds
 from biomedclip.run_scripts.evaluation.findings.decisions import ScoredFindings, decide_findings, notes_on_findings
+from biomedclip.run_scripts.evaluation.findings.zero_shot import load_with_validation
+from biomedclip.run_scripts.evaluation.image_classification import check_calibrations
 from biomedclip.run_scripts.main import main
 
 
@@ -205,6 +207,55 @@ def test_a_missing_validation_split_of_findings_is_named(classifier, splits, tmp
     command = ["evaluate", "image-classification", "--model", classifier, "--data", data, *OPTIONS, "--calibrate"]
     assert main([*map(str, command), "--output-dir", str(tmp_path / "out")]) == 1
     assert "--calibrate needs a validation split." in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_error_of_a_table_is_not_taken_for_a_missing_validation_split(tmp_path):
+    table = tmp_path / "validation_cohort.csv"
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    table.write_text("image,mass,edema\na.png,1,0\n", encoding="utf-8")
+    options = SimpleNamespace(data=str(table), split="test", calibrate=True, label_columns=["mass", "cyst"])
+    with pytest.raises(ValueError, match="no column 'cyst'") as error:
+        load_with_validation(options)
+    assert "needs a validation split" not in str(error.value)
+    options.label_columns = ["mass", "edema"]
+    with pytest.raises(ValueError, match="--calibrate needs a validation split"):
+        load_with_validation(options)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_calibration_of_the_other_kind_of_classifier_names_file_and_remedy(tmp_path, several):
+    temperature, bias = (2.0, None) if several else ([2.0, 3.0], [0.0, 0.0])
+    options = SimpleNamespace(model=[str(tmp_path)], calibrate=False)
+    Calibration(temperature, ["a", "b"], "00", bias=bias).write(tmp_path / "calibration.json")
+    with pytest.raises(ValueError, match=r"calibration.json: the field temperature is .* or remove the file") as error:
+        check_calibrations(options, several=several)
+    assert ("several findings" in str(error.value)) == several
+    check_calibrations(options, several=not several)
+
+
+def test_classify_refuses_one_temperature_for_several_findings(classifier, splits, tmp_path, capsys):
+    Calibration(2.0, LABELS, "00").write(classifier / "calibration.json")
+    assert main(["classify", f"{splits}/test", "--model", str(classifier)]) == 1
+    assert "predicts several findings for each image" in " ".join(capsys.readouterr().err.split())
+
+
+def test_findings_with_faulty_scores_of_test_images_have_no_decisions_and_a_reason():
+    generator = np.random.default_rng(0)
+    log_odds = generator.normal(size=(2, 60, 3))
+    targets = (generator.random((2, 60, 3)) < 0.5).astype(float)
+    log_odds[1, :2, 1], targets[1, :, 2] = np.nan, np.nan
+    validation, test = (ScoredFindings(log_odds[split], targets[split]) for split in (0, 1))
+    options = SimpleNamespace(calibrate=True, sensitivity=[0.9], specificity=[], coverage=[], seed=0)
+    decided = decide_findings(test, validation, ["a", "b", "c"], options)
+    reason = "the scores of 2 of 60 images are NaN or infinite"
+    assert decided.results["undefined"] == {"b": reason, "c": "all labels are ignored"}
+    assert set(decided.results["findings"]) == {"a"}
+    notes = notes_on_findings(validation, ["a", "b", "c"], options, decided)
+    assert f"No calibration and thresholds of 'b' are measured: {reason}." in notes
+    assert notes_on_findings(None, ["a"], options, decide_findings(test, None, ["a", "b", "c"], options))[0].endswith(
+        f"'b' are measured: {reason}."
+    )
+    assert "undefined" not in decide_findings(validation, validation, ["a", "b", "c"], options).results
 
 
 @pytest.mark.parametrize(
