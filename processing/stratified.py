@@ -2,13 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 
 DRAWS = 20  # of groups, until both parts have each label
+SHOWN = 5  # labels that a note lists
 
 
 def draw_fraction(labels: Sequence[Any] | np.ndarray, fraction: float, seed: int) -> list[int]:
@@ -98,7 +99,8 @@ def hold_out_groups_with_labels(
         where: Name of the data in messages.
 
     Returns:
-        The positions of the rows that are kept and of those that are held out, and a note if another seed was used.
+        The positions of the rows that are kept and of those that are held out, and notes: if another seed was
+        used, and on labels that one of the parts lacks.
 
     Raises:
         ValueError: As [`hold_out_groups`] does.
@@ -107,29 +109,42 @@ def hold_out_groups_with_labels(
     for group, of_row in zip(groups, labels, strict=True):
         for label in of_row:
             groups_of.setdefault(label, set()).add(group)
-    shared = {label: found for label, found in sorted(groups_of.items()) if len(found) > 1}
-    first: list[list[str]] = []
-    best: tuple[int, int, list[int], list[int]] | None = None
+    shared = {label: found for label, found in groups_of.items() if len(found) > 1}
+    draws = []
     for number in range(seed, seed + DRAWS):
-        kept, held_out = hold_out_groups(groups, fraction, number, where=where)
-        chosen = {groups[row] for row in held_out}
-        absent = [
-            [label for label, found in shared.items() if found <= chosen],
-            [label for label, found in shared.items() if found.isdisjoint(chosen)],
-        ]
-        first = first or absent
-        if best is None or len(absent[0]) + len(absent[1]) < best[0]:
-            best = len(absent[0]) + len(absent[1]), number, kept, held_out
-        if best[0] == 0:
+        parts = hold_out_groups(groups, fraction, number, where=where)
+        chosen = {groups[row] for row in parts[1]}
+        draws.append((sum(map(len, _missing(shared, chosen))), number, parts, chosen))
+        if draws[-1][0] == 0:
             break
-    assert best is not None
-    _, number, kept, held_out = best
-    if number == seed:
-        return kept, held_out, []
-    parts = zip(("the images that are kept have", "the images that are held out have"), first, strict=True)
-    lacking = [f"{part} none of {', '.join(map(repr, names))}" for part, names in parts if names]
-    note = f"The groups were drawn again with seed {number}, because with seed {seed} {' and '.join(lacking)}."
-    return kept, held_out, [note]
+    _, number, (kept, held_out), chosen = min(draws, key=lambda draw: draw[:2])
+    notes = []
+    if number != seed:
+        lacking = _in_words(_missing(shared, draws[0][3]))
+        notes.append(f"The groups were drawn again with seed {number}, because with seed {seed} {lacking}.")
+    if lacking := _in_words(_missing(groups_of, chosen)):
+        notes.append(f"Because groups are not split, {lacking}.")
+    return kept, held_out, notes
+
+
+def _missing(groups_of: Mapping[str, Collection[str]], held_out: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the labels that no group that is kept has, and those that no group that is held out has."""
+    chosen = set(held_out)
+    return (
+        sorted(label for label, found in groups_of.items() if chosen.issuperset(found)),
+        sorted(label for label, found in groups_of.items() if chosen.isdisjoint(found)),
+    )
+
+
+def _in_words(missing: tuple[list[str], list[str]]) -> str:
+    """Return which labels are missing, or an empty string."""
+    parts = zip(("the images that are kept have", "the images that are held out have"), missing, strict=True)
+    return " and ".join(f"{part} none of {_listed(labels)}" for part, labels in parts if labels)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
+    return ", ".join(map(repr, labels[:SHOWN])) + more
 
 
 def _drawn(labels: Sequence[Any] | np.ndarray, count_of: Callable[[int], int], seed: int) -> list[int]:

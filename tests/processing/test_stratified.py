@@ -99,9 +99,12 @@ def test_both_parts_of_whole_groups_have_each_class_that_several_groups_have(see
         assert int(drawn[1]) == seed and (kept, held_out) == hold_out_groups(groups, 0.2, int(drawn[0]))
 
 
-def test_a_class_of_one_group_does_not_draw_the_groups_again():
+def test_a_class_of_one_group_is_named_and_does_not_draw_the_groups_again():
     groups, labels = [f"p{number}" for number in range(10)], [["a"], ["b"]] * 4 + [["a"], ["single"]]
-    assert hold_out_groups_with_labels(groups, labels, 0.4, 0)[2] == []
+    kept, held_out, (note,) = hold_out_groups_with_labels(groups, labels, 0.4, 0)
+    assert (kept, held_out) == hold_out_groups(groups, 0.4, 0)
+    part = "held out" if 9 in kept else "kept"
+    assert note == f"Because groups are not split, the images that are {part} have none of 'single'."
 
 
 def test_without_a_complete_draw_the_first_one_with_the_fewest_missing_labels_is_used():
@@ -111,4 +114,28 @@ def test_without_a_complete_draw_the_first_one_with_the_fewest_missing_labels_is
     assert {groups[row] for row in held_out} == {"p1"}, "it has both labels, and so have the others"
     assert notes == [] or "because with seed 0" in notes[0]
     groups, labels = ["p0", "p1", "p2", "p3"], [["a"], ["a"], ["b"], ["b"]]  # one label is missing in each draw
-    assert hold_out_groups_with_labels(groups, labels, 0.25, 0) == (*hold_out_groups(groups, 0.25, 0), [])
+    kept, held_out, (note,) = hold_out_groups_with_labels(groups, labels, 0.25, 0)
+    assert (kept, held_out) == hold_out_groups(groups, 0.25, 0)
+    absent = "b" if held_out[0] < 2 else "a"
+    assert note == f"Because groups are not split, the images that are held out have none of '{absent}'."
+
+
+def test_a_note_names_labels_that_are_still_missing_after_the_groups_were_drawn_again():
+    # A fourth of the groups can have three of the five labels at most.
+    pairs = ["ab", "ab", "bc", "cd", "de", "ea", "e", "d"]
+    groups, labels = [f"p{number}" for number in range(len(pairs))], [list(pair) for pair in pairs]
+    found = set()
+    for seed in range(20):
+        kept, held_out, notes = hold_out_groups_with_labels(groups, labels, 0.25, seed)
+        absent = [sorted(set("abcde") - {label for row in part for label in labels[row]}) for part in (kept, held_out)]
+        assert any(absent)
+        words = notes[-1].removeprefix("Because groups are not split, ")
+        assert words != notes[-1] and re.findall("'(.)'", words) == sum(absent, [])
+        found.add(len(notes))
+    assert found == {1, 2}
+
+
+def test_a_note_on_many_missing_labels_counts_those_that_it_omits():
+    groups, labels = ["p0", "p1"], [[f"{number:02}" for number in range(12)], ["z"]]
+    notes = hold_out_groups_with_labels(groups, labels, 0.5, 0)[2]
+    assert "none of '00', '01', '02', '03', '04' and 7 more" in notes[0] and "none of 'z'" in notes[0]
