@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from biomedclip.model_cards.escaping import one_line
 
 from ...cli.fonts import fonts_for
+from ..classification import Curve
 from .figures import plain_text, png_of, short
 
 
@@ -31,7 +32,7 @@ def curves_of(probabilities: np.ndarray, truth: np.ndarray, positive: int) -> li
             with np.errstate(divide="ignore"):
                 scores = np.log(probabilities[:, number]) - np.log(others)
             scores = np.clip(scores, -1e9, 1e9)
-            found.append((roc_auc_score(is_class, scores), number, scores))
+            found.append((Curve(scores, is_class).area(np.ones(len(scores))), number, scores))
     worst = sorted(found, key=lambda entry: entry[:2])[:MOST_CURVES]
     return [(number, scores) for _, number, scores in sorted(worst, key=lambda entry: entry[1])]
 

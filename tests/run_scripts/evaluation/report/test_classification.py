@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -95,17 +96,8 @@ def test_galleries_are_ordered_and_unreadable_images_are_named(tmp_path):
 def results_of(predictions, **also):
     """Results with the fields that a report needs."""
     classes = list(predictions.classes)
-    size = range(len(classes))
-    counts = [
-        [
-            sum(
-                true == classes[i] and given == classes[j]
-                for true, given in zip(predictions.true, predictions.predicted, strict=True)
-            )
-            for j in size
-        ]
-        for i in size
-    ]
+    pairs = Counter(zip(predictions.true, predictions.predicted, strict=True))
+    counts = [[pairs[true, given] for given in classes] for true in classes]
     return {
         "task": "zero-shot",
         "benchmark": None,
