@@ -1,7 +1,8 @@
 """Select what may be published of the training and the results of a classifier.
 
-The data of a classifier is often private. Everything published is selected from allow-lists: numbers, class names and
-settings. Names of files, folders, tables, patients and rare subgroups stay on the machine.
+The data of a classifier is often private. The fields of training, recipe, evaluation, metrics and decisions, and the
+options of commands, are selected from allow-lists. In them are numbers, class names, findings and settings. Subgroups
+are published only for the columns that the user names. Names of files, folders, tables and patients stay here.
 """
 
 import re
@@ -34,8 +35,23 @@ _DECISIONS = (
     *("temperature", "bias", "findings", "before_calibration", "calibration", "abstention", "validation_images"),
     *("operating_points", "without_threshold", "prediction_sets", "not_calibrated", "undefined"),
 )
-_KEPT = ("schema", "task", "benchmark", "date", "metrics", "paper", "seconds", "versions")
-# Options of `evaluate` whose values name files or columns, and the word that a command has instead.
+_KEPT = ("schema", "task", "benchmark", "date", "paper", "seconds", "versions")
+_METRICS = frozenset(
+    """
+    accuracy accuracy_interval balanced_accuracy balanced_accuracy_interval auroc auroc_interval
+    average_precision average_precision_interval chance most_frequent_class images classes recall_of_class
+    confusion_matrix findings undefined robustness positives negatives ignored of_class few
+    """.split()
+)
+# Options of `evaluate` whose values a command shows.
+_SHOWN = frozenset(
+    """
+    task benchmark cancer rsna-split split validation-fraction find-leaks label-columns label-separator uncertain blank
+    report calibrate sensitivity specificity coverage corruptions batch-size seed workers precision device
+    trust-remote-code
+    """.split()
+)
+# Other options, and the word that a command has instead of their values. The rest has VALUE.
 _HIDDEN = {
     "model": "MODEL",
     "data": "DATA",
@@ -89,15 +105,21 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name in RECIPE and value is not None}
 
 
-def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+def public_measurement(
+    result: Mapping[str, Any], classes: Sequence[str], subgroups: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what may be published of a `results.json` of `evaluate image-classification`.
 
-    Subgroups of few images or groups are left out, because their names can identify a patient. `classes` are the labels
-    of the classifier.
+    Args:
+        result: The content of `results.json`.
+        classes: The labels of the classifier.
+        subgroups: Columns whose values are published with their metrics. Values with few images or groups, and findings
+            with few labels, are left out, because they can identify a patient.
     """
     data = result["data"]
     damaged, leaks, seen = data.get("damaged"), data.get("leaks"), data.get("seen_in_training")
-    subgroups, left_out = _subgroups(result.get("subgroups") or {})
+    measured = result.get("subgroups") or {}
+    found, left_out = _subgroups({column: measured[column] for column in subgroups if column in measured})
     weights = {name: result["model"][name] for name in ("weights", "base_weights") if name in result["model"]}
     return {
         **{name: result[name] for name in _KEPT if result.get(name) is not None},
@@ -111,8 +133,9 @@ def public_measurement(result: Mapping[str, Any], classes: Sequence[str]) -> dic
             "seen_in_training": seen and {split: seen[split] for split in _SEEN if split in seen},
             "notes": public_notes(data.get("notes") or [], classes),
         },
+        "metrics": _metrics(result["metrics"]),
         "decisions": {name: value for name, value in (result.get("decisions") or {}).items() if name in _DECISIONS},
-        "subgroups": subgroups,
+        "subgroups": found,
         "subgroups_left_out": left_out,
         "settings": {
             name: value for name, value in (result.get("settings") or {}).items() if name in _SETTINGS and value
@@ -141,19 +164,33 @@ def public_evaluation(command: str) -> str:
     hidden: str | None = None
     for word in words:
         if word.startswith("--"):
-            name = word.removeprefix("--").partition("=")[0].replace("_", "-")
-            hidden = _HIDDEN.get(name)
-            public += [word] if hidden is None else [f"--{name}", hidden]
-        elif hidden is None:
+            name, equals, _ = word.removeprefix("--").partition("=")
+            name = name.replace("_", "-")
+            hidden = None if name in _SHOWN else _HIDDEN.get(name, "VALUE")
+            public.append(word if hidden is None else f"--{name}")
+            if not equals or hidden is None:
+                continue
+        if hidden is None:
             public.append(word)
+        elif hidden:  # one word instead of all values
+            public.append(hidden)
+            hidden = ""
     return shlex.join(public)
 
 
 def _subgroups(subgroups: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], int]:
-    """Return the subgroups with enough images, and the number of the others."""
+    """Return the subgroups with enough images, with their findings with enough labels, and the number of the others."""
     kept = {
-        column: {value: found for value, found in values.items() if not found.get("few", True)}
+        column: {value: _metrics(found) for value, found in values.items() if not found.get("few", True)}
         for column, values in subgroups.items()
     }
     left_out = sum(len(values) for values in subgroups.values()) - sum(len(values) for values in kept.values())
+    for found in (found for values in kept.values() for found in values.values() if "findings" in found):
+        enough = {name: cell for name, cell in found["findings"].items() if not cell.get("few", True)}
+        left_out += len(found["findings"]) - len(enough)
+        found["findings"] = enough
     return {column: values for column, values in kept.items() if values}, left_out
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name in _METRICS}

@@ -48,6 +48,9 @@ class CardOptions:
     base_model: str | None = option(
         None, "Classifiers: id of the base model on the Hub (default: that of the training). Few-shot heads need it."
     )
+    subgroups: list[str] = option(
+        [], "Classifiers: columns of --subgroup-column whose values and metrics are published (default: none)."
+    )
     license: str | None = option(None, "License of the weights, by its name on the Hub, such as apache-2.0.")
     title: str | None = option(None, "Title of the card (default: BiomedCLIP, or the number of classes).")
     name: str = option(PLACEHOLDER, "Repository in the code examples (default: set by biomedclip push).")
@@ -81,12 +84,15 @@ def write_card(options: CardOptions) -> tuple[dict[str, Any], list[Path]]:
             license=options.license,
             base_model=options.base_model,
             dataset=options.dataset,
+            subgroups=options.subgroups,
             title=options.title,
             name=options.name,
         )
         return _write(options, fill_classifier_card(facts), facts), left_out
-    if options.base_model is not None:
-        raise UsageError(f"--base-model has no effect on {folder}, which is not a classifier. Omit it.")
+    for name in ("base_model", "subgroups"):
+        if getattr(options, name):
+            given = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{given} has no effect on {folder}, which is not a classifier. Omit it.")
     described = describe_model(*load_any_layout(folder))
     described["layout"] = "transformers" if is_transformers_layout(folder) else "open_clip"
     described["sentence_transformers"] = (folder / "modules.json").is_file()

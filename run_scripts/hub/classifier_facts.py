@@ -63,20 +63,23 @@ def classifier_facts(
     base_model: str | None,
     dataset: str | None,
     title: str | None,
+    subgroups: Sequence[str] = (),
     name: str = PLACEHOLDER,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Return the facts that [`fill_classifier_card`] requires, and the files with results of other weights.
 
-    The facts contain no names of files, patients or columns of the data.
+    The facts contain no names of files and patients. Of the columns, they contain the findings, and `subgroups` with
+    their values.
 
     Raises:
         FileNotFoundError: If the model, the training run or results do not exist.
-        UsageError: If `base_model` or `dataset` is not an id on the Hub.
+        UsageError: If `base_model` or `dataset` is not an id on the Hub, or no result has metrics of a column of
+            `subgroups`.
         ValueError: If the model is damaged, or if `results` contains results of other tasks.
     """
     for option, value in (("base-model", base_model), ("dataset", dataset)):
-        if value is not None and not is_hub_id(value):
-            raise UsageError(f"--{option} {value} of a classifier must be an id on the Hub, such as my-lab/{option}.")
+        if value is not None:
+            _check_id(option, value)
     config = config_of_classifier(str(folder)) or {}
     several = config.get("problem_type") == MULTI_LABEL
     labels = check_fine_tuned(str(folder), several=several)
@@ -95,6 +98,7 @@ def classifier_facts(
     selected, left_out = select_results(weights, results)
     if others := [result["task"] for result in selected if result["task"] != TASK]:
         raise ValueError(f"--results contains results of {others[0]}. The card of a classifier states those of {TASK}.")
+    _check_subgroups(subgroups, selected)
     base = _base(folder, config, recipe, base_model)
     facts = {
         "classifier": True,
@@ -116,11 +120,31 @@ def classifier_facts(
         "training": trained and public_training(trained),
         "recipe": public_recipe(recipe),
         "calibration": _calibration(folder, labels, weights),
-        "results": [public_measurement(result, labels) for result in selected],
+        "results": [public_measurement(result, labels, subgroups) for result in selected],
         "date": date.today().isoformat(),
         "versions": versions(),
     }
     return facts, left_out
+
+
+def _check_id(option: str, value: str) -> None:
+    """Raise `UsageError` unless a value is an id on the Hub that transformers cannot take for a folder."""
+    if not is_hub_id(value):
+        raise UsageError(f"--{option} {value} of a classifier must be an id on the Hub, such as my-lab/{option}.")
+    if Path(value).is_dir():
+        raise UsageError(
+            f"--{option} {value} of a classifier must be an id on the Hub, but {value} is a folder here, which would "
+            "be used instead. Pass the id under which it is published. If this is that id, run the command elsewhere."
+        )
+
+
+def _check_subgroups(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> None:
+    measured = list(dict.fromkeys(column for result in results for column in result.get("subgroups") or {}))
+    if unknown := [name for name in names if name not in measured]:
+        raise UsageError(
+            f"--subgroups {unknown[0]}: the results have no metrics of this column, but of "
+            f"{', '.join(measured) or 'none'}. Measure them with biomedclip evaluate --subgroup-column."
+        )
 
 
 def _base(folder: Path, config: Mapping[str, Any], recipe: Mapping[str, Any], given: str | None) -> dict[str, Any]:

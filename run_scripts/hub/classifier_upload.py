@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoImageProcessor, AutoProcessor
 
 from biomedclip.configuration_few_shot import FewShotConfig
@@ -33,6 +34,8 @@ from .publishing import as_json, hub_errors
 # Files that `save_pretrained` writes. No others are published, except the card and its facts.
 _SAVED = {"config.json", INDEX, "preprocessor_config.json", "processor_config.json", "tokenizer.json"}
 _SAVED |= {"tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"}
+# Files of a dual encoder on the Hub that transformers does not load in PyTorch.
+_NOT_LOADED = ["open_clip_*", "results/*", "onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack"]
 
 
 def prepare_classifier(folder: Path, repo_id: str, scratch: Path) -> Publication:
@@ -112,7 +115,10 @@ def _check_base(folder: Path, config: FewShotConfig) -> None:
     """Raise `ValueError` if the dual encoder of a few-shot head on the Hub has other weights."""
     name = config.base_model_name_or_path
     with hub_errors(f"{name} cannot be read"):
-        found = base_fingerprint(name)
+        # from_pretrained(name) would prefer a folder of this name, and no revision could be one of the cache.
+        found = base_fingerprint(
+            snapshot_download(name, revision=HfApi().model_info(name).sha, ignore_patterns=_NOT_LOADED)
+        )
     if found != config.base_weights:
         raise ValueError(
             f"{folder} was fitted on a model with the weights {config.base_weights}, but {name} on the Hub has the "

@@ -101,6 +101,10 @@ def test_reasons_with_paths_are_cut_off():
             "biomedclip evaluate image-classification --group_column case --label-columns a b --output-dir r/s",
             "biomedclip evaluate image-classification --group-column COLUMN --label-columns a b --output-dir RESULTS",
         ),
+        (
+            "biomedclip evaluate image-classification --subgroup-column a b --later=mustermann --old a b --seed=1",
+            "biomedclip evaluate image-classification --subgroup-column COLUMN --later VALUE --old VALUE --seed=1",
+        ),
         ("an 'open quote", "biomedclip evaluate image-classification"),
     ],
 )
@@ -112,15 +116,27 @@ def test_only_listed_fields_are_published():
     result = zero_shot_result(task="image-classification", benchmark=None)
     result["subgroups"] = {"id": {"mustermann": {"few": True}, "F": {"few": False, "images": 90}}}
     result["secret"] = result["data"]["secret"] = "mustermann"
-    public = public_measurement(result, CLASSES)
+    result["metrics"]["by_patient"] = result["subgroups"]["id"]["F"]["by_patient"] = {"mustermann": 0.5}
+    assert public_measurement(result, CLASSES)["subgroups"] == {}, "no subgroups unless columns are named"
+    public = public_measurement(result, CLASSES, ["id", "device"])
     assert "mustermann" not in str(public) and "picture|" not in str(public) and "/data" not in str(public)
     assert public["data"]["damaged_images"] == 7 and public["data"]["leaks"]["same_picture"] == 3
-    assert public["metrics"] == result["metrics"]
+    assert public["metrics"] == {name: value for name, value in result["metrics"].items() if name != "by_patient"}
     assert result["data"]["notes"] and public["data"]["notes"] == []
     assert public["subgroups"] == {"id": {"F": {"few": False, "images": 90}}} and public["subgroups_left_out"] == 1
     training = {"steps": 3, "data": "/home/mustermann", "damaged": [{"name": "mustermann.png"}], "images": {"a": 2}}
     assert public_training(training) == {"steps": 3, "images": {"a": 2}, "damaged_images": 1}
     assert public_recipe({"learning_rate": 1, "group_column": "case", "train_data": "x"}) == {"learning_rate": 1}
+
+
+def test_findings_of_subgroups_with_few_labels_are_not_published():
+    cells = {"common": {"few": False, "auroc": 0.75}, "rare": {"few": True, "auroc": 0.5}}
+    subgroups = {"sex": {"F": {"few": False, "images": 90, "findings": cells}}}
+    result = zero_shot_result(task="image-classification", benchmark=None) | {"subgroups": subgroups}
+    public = public_measurement(result, CLASSES, ["sex"])
+    assert public["subgroups"]["sex"]["F"]["findings"] == {"common": cells["common"]}
+    assert public["subgroups_left_out"] == 1
+    assert set(cells) == {"common", "rare"}, "the result itself stays the same"
 
 
 def facts(**other) -> dict:
@@ -220,7 +236,8 @@ def test_the_card_of_findings_states_their_calibration_thresholds_and_subgroups(
     subgroup = {"few": False, "images": 90, "auroc": 0.75, "auroc_interval": [0.7, 0.8], "findings": {}}
     result["subgroups"] = {"device": {"old": subgroup}}
     calibration = {"temperature": [2.0, 3.0], "images": 60, "fingerprint": "0"}
-    card = fill_classifier_card(facts(results=[public_measurement(result, CLASSES)], calibration=calibration))
+    measured = public_measurement(result, CLASSES, ["device"])
+    card = fill_classifier_card(facts(results=[measured], calibration=calibration))
     assert find_problems(card) == []
     for part in (
         "a temperature and a bias of each finding, fitted on 60 validation images",

@@ -21,7 +21,7 @@ from biomedclip.run_scripts.main import main
 
 
 # Names of the user's data, which must not leave the machine.
-PRIVATE = ("mustermann", "ward-7", "krankenhaus", "case_number", "kept_in")
+PRIVATE = ("mustermann", "ward-7", "krankenhaus", "case_number", "kept_in", "sex")
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "calibration.json"}
 CODE = {name for name in model_files.package_code() if name != "processing_biomedclip.py"}
 
@@ -127,7 +127,6 @@ def test_the_card_states_what_was_measured_and_no_name_of_the_data(classifier, c
         "held out from the training images",
         "54 of 60 images were used to train the classifier.",
         "| train | 54 | 18 |",
-        "22 subgroups with few images or groups are left out.",
     ):
         assert part in text, part
     for name in ("README.md", "card.json"):
@@ -272,11 +271,21 @@ def test_a_head_whose_dual_encoder_is_missing_or_another_one_on_the_hub_is_refus
     [
         ([], "license is missing"),
         (["--license", "mit", "--base-model", "out/base/model"], "--base-model out/base/model of a classifier must be"),
+        (
+            ["--license", "mit", "--base-model", "lab/local"],
+            "but lab/local is a folder here, which would be used instead",
+        ),
+        (["--license", "mit", "--dataset", "lab/local"], "but lab/local is a folder here, which would be used instead"),
+        (["--license", "mit", "--subgroups", "sex"], "--subgroups sex: the results have no metrics of this column"),
         (["--license", "mit", "--dataset", "scans"], "--dataset scans of a classifier must be an id on the Hub"),
         (["--license", "mit", "--train-run", "{other}"], "is of a classifier of cat, dog, but the labels of"),
     ],
 )
-def test_incomplete_cards_and_wrong_options_are_errors(hub, fine_tuned, tmp_path, capsys, options, message):
+def test_incomplete_cards_and_wrong_options_are_errors(
+    hub, fine_tuned, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab" / "local").mkdir(parents=True)
     folder = shutil.copytree(fine_tuned[0], tmp_path / "classifier")
     (tmp_path / "other").mkdir()
     other = {"classes": ["cat", "dog"], "versions": {"biomedclip": "0.1.0"}}
@@ -299,10 +308,33 @@ def test_the_card_of_other_weights_and_links_that_lead_out_are_refused(hub, clas
     assert not hub.repositories
 
 
-def test_the_base_model_of_a_dual_encoder_is_an_error(small_checkpoint, tmp_path, capsys):
+def test_the_dual_encoder_of_a_head_is_checked_on_the_hub_and_not_in_a_folder_of_its_name(
+    hub, head, small_checkpoint, tmp_path, monkeypatch, capsys
+):
+    run("card", head, "--license", "mit", "--base-model", "lab/base")
+    shutil.copytree(small_checkpoint, tmp_path / "lab" / "base")
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", "lab/head", "--model", str(head)]) == 1
+    assert "lab/base cannot be read" in " ".join(capsys.readouterr().err.split())
+    assert ("model", "lab/head") not in hub.repositories
+
+
+def test_subgroups_are_published_only_for_named_columns(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained / "classifier", tmp_path / "classifier")
+    command = ["card", folder, "--results", trained / "results", "--license", "mit", "--subgroups"]
+    run(*command, "kept_in", "sex")
+    text = (folder / "README.md").read_text()
+    assert "22 subgroups, or findings of subgroups, with few images, groups or labels are left out." in text
+    assert main([*map(str, command), "device"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "--subgroups device: the results have no metrics of this column, but of kept_in, sex." in error
+
+
+def test_options_of_classifiers_are_errors_for_a_dual_encoder(small_checkpoint, tmp_path, capsys):
     folder = shutil.copytree(small_checkpoint, tmp_path / "model")
-    assert main(["card", str(folder), "--base-model", "lab/base"]) == 2
-    assert "--base-model has no effect on" in " ".join(capsys.readouterr().err.split())
+    for option, value in (("--base-model", "lab/base"), ("--subgroups", "sex")):
+        assert main(["card", str(folder), option, value]) == 2
+        assert f"{option} has no effect on" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow
