@@ -161,8 +161,7 @@ def _entry(predictions: Predictions, row: int, number: int) -> Entry:
     file, name = predictions.files[row], predictions.classes[number]
     true = ", ".join(map(str, predictions.true[row])) or "no finding"
     probability = predictions.probabilities[row, number]
-    group = f"<br>group {literal(predictions.groups[row])}" if predictions.groups is not None else ""
-    caption = f"{literal(file)}{group}<br>{literal(name)}: {probability:.3f}<br>true: <strong>{literal(true)}</strong>"
+    caption = f"{literal(file)}<br>{literal(name)}: {probability:.3f}<br>true: <strong>{literal(true)}</strong>"
     try:
         image = predictions.images[row]
     except (ValueError, OSError, IndexError):  # the file was changed after it was classified

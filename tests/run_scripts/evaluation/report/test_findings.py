@@ -30,7 +30,7 @@ def report(measure, tmp_path) -> str:
             for number in range(40):
                 name = f"{HOSTILE.replace('/', '_')}{split}{number}.png"
                 Image.fromarray(drawn_pixels(number, 48, number % 2 == 0)).save(folder / split / name)
-                rows.writerow([name, f"{split}{number // 2}", HOSTILE, *generator.integers(2, size=2)])
+                rows.writerow([name, f"patient-{split}{number // 2}", HOSTILE, *generator.integers(2, size=2)])
     columns = ["--label-columns", HOSTILE, QUOTED, "--group-column", "patient", "--subgroup-column", "device"]
     measure("zero-shot", folder, *columns, "--calibrate", "--sensitivity", "0.9", "--report")
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -53,6 +53,10 @@ def test_the_page_has_the_numbers_of_the_results_and_all_texts_are_escaped(repor
     for text in ("Pairs of prompts", "Intervals of few images are unreliable", "ROC and precision-recall curves"):
         assert text in report
     assert results["model"]["weights"] in report and "Leaks between training and test images" in report
+
+
+def test_the_captions_do_not_name_the_patients(report):
+    assert report.count("<figcaption>") > 5 and "patient-" not in report
 
 
 @needs_chromium
