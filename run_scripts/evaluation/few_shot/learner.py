@@ -262,18 +262,21 @@ class Learner:
             arrays[f"answers {part.name}"] = _answers(scores)
             arrays |= {f"scores {part.name}": scores.float().numpy()} if keep_scores else {}
         for (name, strength), read in (corrupted or {}).items():
-            arrays[corrupted_answers(name, strength)] = self._corrupted_answers(fitted, read())
+            arrays[corrupted_answers(name, strength)] = self._corrupted_answers(fitted, read(), name, strength)
         if ALL in measured:
             return entry | measured[ALL], arrays
         accuracies = [measured[name]["accuracy"] for name in (BASE, NOVEL)]
         return entry | dict(zip(PARTS, [*accuracies, harmonic_mean(*accuracies)], strict=True)), arrays
 
-    def _corrupted_answers(self, fitted: Fit, features: Features) -> np.ndarray:
+    def _corrupted_answers(self, fitted: Fit, features: Features, name: str, strength: int) -> np.ndarray:
         """Return the predicted class of each test image, in the order of the images without corruption."""
-        place = {row: position for position, row in enumerate(self.test.rows)}
-        known = [(number, place[row]) for number, row in enumerate(features.rows.tolist()) if row in place]
-        numbers, positions = map(list, zip(*known, strict=True))
-        answers = np.full(len(place), NO_ANSWER, dtype=np.int32)
+        _, numbers, positions = np.intersect1d(features.rows.numpy(), self.test.rows, return_indices=True)
+        if not len(numbers):
+            raise ValueError(
+                f"--corruptions: none of the {len(self.test.rows):,} test images can be read with the corruption "
+                f"{name} at strength {strength}. Omit {name}."
+            )
+        answers = np.full(len(self.test.rows), NO_ANSWER, dtype=np.int32)
         with torch.no_grad():
             answers[positions] = _answers(fitted.head(features.embeds[numbers].float()))
         return answers

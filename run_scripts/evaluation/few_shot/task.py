@@ -83,15 +83,17 @@ def read_few_shot(options: Any) -> FewShotData:
                 )
     counts = Counter(train.images.labels)
     if options.methods != [ZERO_SHOT]:
-        label, largest = counts.most_common(1)[0]
+        label, images = counts.most_common(1)[0]
+        largest, also = images, ""
         if "validation" not in splits or options.split == "validation":
-            if largest == 1:
+            if images == 1:
                 raise ValueError(f"{where}: {NO_VALIDATION}")
-            largest -= largest // 2  # the others are for validation
+            largest -= images // 2
+            also = f", of which {images // 2:,} are for validation"
         if too_many := [str(shots) for shots in sorted(options.shots) if shots > largest]:
             raise ValueError(
                 f"{where}: --shots {' '.join(too_many)}: no class has as many training images. The largest, {label!r}, "
-                f"has {largest}. Omit these numbers."
+                f"has {images:,}{also}. Pass at most {largest:,} to --shots."
             )
     return FewShotData(splits, options.split, notes)
 

@@ -14,9 +14,12 @@ import torch
 from helpers.benchmark_files import save_drawn, write_table
 from PIL import Image
 
+from biomedclip.processing.images.corruptions import CorruptedImages
 from biomedclip.run_scripts.cli.errors import UsageError
 from biomedclip.run_scripts.evaluate import main as evaluate
+from biomedclip.run_scripts.evaluation import features
 from biomedclip.run_scripts.evaluation.dual_encoders import DualEncoder
+from biomedclip.run_scripts.evaluation.features import Features
 from biomedclip.run_scripts.evaluation.few_shot import learner as module
 from biomedclip.run_scripts.evaluation.few_shot import methods
 from biomedclip.run_scripts.evaluation.few_shot import predictions as of_fits
@@ -256,8 +259,10 @@ def test_one_training_image_of_a_class_leaves_none_for_validation(measure, tmp_p
 
 
 def test_more_shots_than_images_are_refused_unless_a_class_has_as_many(measure, classes, no_model, tmp_path):
-    with pytest.raises(ValueError, match="--shots 8 16: no class has as many.*'few spots', has 4. Omit these"):
+    with pytest.raises(ValueError, match="--shots 8 16: no class has.*'few spots', has 4. Pass at most 4 to --shots"):
         measure("few-shot", classes, "--shots", "4", "8", "16")
+    with pytest.raises(ValueError, match="has 4, of which 2 are for validation. Pass at most 2 to --shots"):
+        measure("few-shot", classes, "--shots", "100", "--split", "validation")
 
 
 def test_a_class_with_fewer_images_is_drawn_as_a_whole(measure, classes):
@@ -510,6 +515,19 @@ def test_answers_to_another_version_of_the_corruptions_are_not_reused(measure, c
     monkeypatch.setattr(module, "corruptions_version", lambda: 99)
     measure("few-shot", classes, *options)
     assert measured == [1, 2, 2], "only the fits with the most shots have answers to corrupted images"
+
+
+def test_a_corruption_that_leaves_no_test_image_is_an_error_that_names_it(measure, classes, monkeypatch):
+    read = features.FeatureStore.stored_images
+    none = Features(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), [])
+
+    def only_clean(self, images, *args, **kwargs):
+        return (lambda: none) if isinstance(images, CorruptedImages) else read(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(features.FeatureStore, "stored_images", only_clean)
+    options = ["--methods", "zero-shot", "--corruptions", "noise"]
+    with pytest.raises(ValueError, match="none of the 6 test images.* the corruption noise at strength 1. Omit noise"):
+        measure("few-shot", classes, *options)
 
 
 def test_an_image_that_cannot_be_corrupted_is_left_out_of_the_drop():
