@@ -183,7 +183,7 @@ def report_of_build(report: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StatedShard:
-    """What the report of a dataset states about a shard.
+    """Entry of a shard in the report of a dataset.
 
     Attributes:
         footer_sha256: SHA-256 of the footer.

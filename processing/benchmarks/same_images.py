@@ -20,14 +20,13 @@ from .fingerprint import content_of
 # How images can agree, the surest reason first, in words.
 SAME = {"same_bytes": "the same file", "same_pixels": "the same pixels", "same_picture": "the same picture"}
 SIMILAR = "similar"  # the hash alone
-# Of 60 images of MedNIST, all copies as PNG and all but the worst JPEG of quality 85 or half the size are within both
-# limits, and none of the 75 pairs of similar slices is.
+# Copies in another format, or of half the size, are within both limits. Different slices of a volume are not.
 MOST_DECORRELATION = 0.0055  # 1 - the correlation of two thumbnails
 MOST_DIFFERENCE = 2.3  # mean absolute difference of two thumbnails, in gray levels
 
 
 class Looks(NamedTuple):
-    """What images are compared by.
+    """Properties of an image that comparisons use.
 
     `file` and `pixels` are hashes, `picture` is the perceptual hash, and `thumbnail` has 32 x 32 gray values. All are
     empty for an image that cannot be read, and all but `file` for a blank one. `error` states why it cannot be read.
@@ -41,7 +40,7 @@ class Looks(NamedTuple):
 
 
 def looks_of(image: object) -> Looks:
-    """Return what an image is compared by. It is read and decoded once."""
+    """Return the properties of an image that comparisons use. It is read and decoded once."""
     content = content_of(image)
     file = _digest(content) if content else b""
     try:

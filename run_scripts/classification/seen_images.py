@@ -1,7 +1,7 @@
 """Remember which images a classifier was trained on, so that an evaluation on them can be recognized.
 
-`seen_images.json` contains hashes of files and pixels, sorted, so that it tells nothing but whether a given image was
-used. It is not published with the model.
+`seen_images.json` contains sorted hashes of files and pixels. They show only whether a given image was used. The
+file is not published with the model.
 """
 
 import json

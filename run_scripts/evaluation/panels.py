@@ -72,7 +72,7 @@ class PanelData:
 
 @dataclass(frozen=True)
 class MeasuredDetector:
-    """What `results.json` states about the detector, and about the model of image types."""
+    """Description of the detector and of the model of image types in `results.json`."""
 
     name: str
     type: str

@@ -41,7 +41,7 @@ class PredictionTable(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a classifier predicted for each image.
+    """Predictions of a classifier for each image.
 
     Args:
         files: Name of each image.

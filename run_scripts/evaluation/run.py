@@ -29,7 +29,7 @@ FEW = 30  # with fewer articles or images, the bootstrap intervals are too narro
 
 
 class Measured(Protocol):
-    """What `results.json` states about a model, such as a [`DualEncoder`]."""
+    """Description of a model in `results.json`, such as a [`DualEncoder`]."""
 
     @property
     def name(self) -> str:

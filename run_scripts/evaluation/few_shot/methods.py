@@ -50,7 +50,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Shots:
-    """What a method may see: training and validation images, and the texts of the classes.
+    """Input of a method: training and validation images, and the texts of the classes.
 
     `class_embeds` are the embeddings of the prompts, or zeros if the encoder has no text tower. `contexts` embeds class
     names behind learned context tokens, and is only for CoOp. `seed` determines random weights and batches.

@@ -134,7 +134,7 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Concluded:
-    """What follows from the scores of findings.
+    """Metrics, decisions and predictions from the scores of findings.
 
     Args:
         decided: The calibration of each finding and the measured decisions.

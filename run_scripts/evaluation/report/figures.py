@@ -1,4 +1,4 @@
-"""What the plots of all reports share: plain text, short labels and PNG images."""
+"""Functions for the plots of all reports: plain text, short labels and PNG images."""
 
 import io
 from typing import Any

@@ -112,7 +112,7 @@ def _captions(found: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Faults:
-    """What is wrong with a figure."""
+    """The errors in what was found in a figure."""
 
     figure: MeasuredFigure
 

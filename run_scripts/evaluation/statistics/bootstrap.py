@@ -56,8 +56,8 @@ def fraction_interval(
 ) -> list[float] | None:
     """Return the ends of the 95 % interval of a mean of values from 0 to 1, such as an accuracy.
 
-    If all values are 0 or all are 1, the bootstrap knows nothing, and the interval is that of [`exact_interval`]. See
-    [`bootstrap_means`] for the arguments. The interval is None if there is only one group.
+    If all values are 0 or all are 1, all bootstrap samples are equal, and the interval is that of [`exact_interval`].
+    See [`bootstrap_means`] for the arguments. The interval is None if there is only one group.
     """
     interval = bootstrap_interval(values, groups, seed=seed, resamples=resamples)
     if interval is not None and is_constant(values):
