@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -305,14 +305,13 @@ def check_readable(images: LabeledImages, where: str) -> None:
 
 
 def shared_groups(splits: Mapping[str, LabeledImages | FindingImages]) -> list[str]:
-    """Return a note for each other split that has groups of the training split, such as the same patients."""
+    """Return a note for each pair of splits that have images of the same groups, such as the same patients."""
     notes = []
-    train = set(splits["train"].groups or []) if "train" in splits else set()
-    for split, images in splits.items():
-        if split != "train" and (shared := sorted(train & set(images.groups or []))):
+    for first, second in combinations(sorted(splits, key=lambda split: split != "train"), 2):
+        if shared := sorted(set(splits[first].groups or []) & set(splits[second].groups or [])):
             notes.append(
-                f"Leak: {len(shared):,} groups, such as {first_names(shared)}, have images in both the training and "
-                f"the {split} split."
+                f"Leak: {len(shared):,} groups, such as {first_names(shared)}, have images in both the "
+                f"{'training' if first == 'train' else first} and the {second} split."
             )
     return notes
 

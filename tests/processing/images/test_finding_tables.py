@@ -1,6 +1,7 @@
 """Tables with several findings for each image: layouts, policies for uncertain and blank labels, and errors."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,23 @@ def test_held_out_splits_keep_patients_together_and_shared_patients_are_a_leak(t
     assert len(without) == 8 and "20% of the images, seed 0. Images of one patient may be in both" in without.notes[-1]
     mixed = {"train": splits["train"].select(range(10)), "test": splits["train"].select(range(10, 40))}
     assert shared_groups(mixed) == ["Leak: 1 groups, such as p2, have images in both the training and the test split."]
+
+
+def test_groups_that_any_two_splits_share_are_a_leak(tmp_path):
+    draw(tmp_path, *(f"{number}.png" for number in range(6)))
+    rows = [f"{number}.png,p{number // 2},{number % 2},{1 - number % 2}" for number in range(6)]
+    images = read_finding_splits(
+        write(tmp_path / "t.csv", "image,patient,a,b", *rows), label_columns=["a", "b"], group_column="patient"
+    )["train"]
+    splits = {"validation": images.select([0, 2]), "test": images.select([1, 4]), "train": images.select([3, 5])}
+    ends = ("the training and the validation", "the training and the test", "the validation and the test")
+    found = [
+        f"Leak: 1 groups, such as {group}, have images in both {end} split."
+        for group, end in zip(("p1", "p2", "p0"), ends, strict=True)
+    ]
+    assert shared_groups(splits) == found
+    without_groups = {"validation": replace(splits["validation"], groups=None), "test": splits["test"]}
+    assert shared_groups(without_groups) == []
 
 
 @pytest.mark.parametrize(
