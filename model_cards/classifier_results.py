@@ -69,6 +69,11 @@ _NOTES = [
         r"The \w+ split was drawn from the training images: [\d,]+ of [\d,]+, [^,]*, seed \d+"
         r"(\. Images of one patient may be in both\.?)?",
         r"Leak: [\d,]+ groups",
+        r"Leak: [\d,]+ of [\d,]+ \w+ images are, or look like, validation images, on which decisions were fitted\.",
+        r"The classifier has no seen_images\.json, so whether it was trained on these images is unknown\.",
+        r"[\d,]+ of [\d,]+ validation images were used to train the classifier, which is too certain about them\.",
+        r"[\d,]+ of [\d,]+ validation images were those of the training",
+        r"[\d,]+ of the images on which this calibration was fitted were used to train the classifier",
         r"The groups were drawn again with seed \d+",
         r"Leaks are unknown without training images\.",
         r"[\d,]+ of [\d,]+ labels are (uncertain|blank)\. They [a-z0-9 ]+ \(\w+='\w+'\)\.",

@@ -49,6 +49,13 @@ class Calibration:
         scaled = logits / logits.new_tensor(self.temperature)
         return scaled if self.bias is None else scaled + logits.new_tensor(self.bias)
 
+    @property
+    def seen_in_training(self) -> int:
+        """Return how many of the images of `fitted_on` the classifier was trained on, 0 if this is not known."""
+        seen = self.fitted_on.get("seen_in_training")
+        count = seen.get("train") if isinstance(seen, Mapping) else None
+        return count if isinstance(count, int) else 0
+
     def content(self) -> dict[str, Any]:
         """Return the content of the file."""
         return {"schema": _SCHEMA, **{name: value for name, value in asdict(self).items() if name != "path"}}

@@ -20,6 +20,7 @@ from ..cli.reporting import write_json
 
 FILE = "seen_images.json"
 SPLITS = ("train", "validation")
+SEEN_UNKNOWN = f"The classifier has no {FILE}, so whether it was trained on these images is unknown."  # note
 _SCHEMA = 1
 
 
@@ -74,6 +75,20 @@ def notes_on_seen(counts: Mapping[str, int] | None, images: int) -> list[str]:
         notes.append(
             f"{of['validation']} were validation images of the training, on which settings or a checkpoint were chosen."
         )
+    return notes
+
+
+def notes_on_seen_validation(counts: Mapping[str, int] | None, images: int) -> list[str]:
+    """Return notes like [`notes_on_seen`] for the validation images, on which decisions are fitted."""
+    of = {name: f"{count:,} of {images:,} validation images" for name, count in (counts or {}).items() if count}
+    notes = []
+    if "train" in of:
+        notes.append(
+            f"{of['train']} were used to train the classifier, which is too certain about them. The calibration and "
+            "the decisions are wrong for other images. Fit them on images that the classifier has not seen."
+        )
+    if "validation" in of:
+        notes.append(f"{of['validation']} were those of the training, on which settings or a checkpoint were chosen.")
     return notes
 
 

@@ -15,10 +15,9 @@ from biomedclip.processing.images.labeled import ALL_ARE_TEST, check_readable
 from ..classification.calibrations import load_calibration
 from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
-from ..classification.seen_images import count_seen_images, notes_on_seen
 from .dual_encoders import DualEncoder
 from .features import FEATURES, FeatureStore
-from .leaks import LEAKS_UNKNOWN, report_leaks
+from .leaks import LEAKS_UNKNOWN, look_for_seen, report_leaks, validation_leaks
 from .reliability import decide, notes_on, own_calibration, scored, show_decisions, write_calibration
 from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
@@ -126,7 +125,7 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     if not PartialState().is_main_process:
         return None
     usable = test.images.select(logits.rows.tolist())
-    of_test, fitted_on = scored(logits.embeds, usable.labels, labels, usable.groups), None
+    of_test, fitted_on, own = scored(logits.embeds, usable.labels, labels, usable.groups), None, None
     if of_validation is not None:
         own = validation.images.select(of_validation.rows.tolist())
         fitted_on = scored(of_validation.embeds, own.labels, labels, own.groups)
@@ -142,18 +141,20 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     show_decisions(decided.results)
     clean = of_test.logits, logits.rows.tolist()
     metrics |= corrupted.measure(run, test.images, labels, clean, lambda embeds: embeds.numpy())
+    seen = look_for_seen(run.model, usable.images, None if own is None else own.images, options)
     if fitted_on is not None:
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
-        write_calibration(decided, folders, labels, classifier.weights, fitted_source(validation, fitted_on))
+        source = fitted_source(validation, fitted_on) | seen.fitted_on
+        write_calibration(decided, folders, labels, classifier.weights, source)
     leaks = report_leaks(run.data.train, test)
     notes = [*_absent(labels, usable.labels, options.split), *note_if_few_drawn(len(usable), usable.groups)]
     notes += [*run.data.notes, *applied_notes, *notes_on(fitted_on, options, decided)]
-    seen = count_seen_images(run.model, usable.images) if options.find_leaks else None
-    notes += notes_on_seen(seen, len(usable))
+    shared = validation_leaks(validation, test, options)
+    notes += [*seen.notes, *shared.notes]
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
-        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, "seen_in_training": seen},
+        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, **seen.data, **shared.data},
         metrics=metrics,
         paper={},
         paper_source="",

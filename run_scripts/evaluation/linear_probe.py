@@ -20,7 +20,7 @@ from .classification import measure_classification
 from .decision_options import given_decisions
 from .elevater import fit_elevater
 from .features import Features
-from .leaks import report_leaks
+from .leaks import report_leaks, validation_leaks
 from .reliability import Scored, decide, notes_on, show_decisions
 from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
@@ -199,14 +199,15 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         clean = scores, features[options.split].rows.tolist()
         metrics |= corrupted.measure(run, test.images, test.classes, clean, classifier)
     leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
+    shared = validation_leaks(splits.get("validation"), test, options)
     damaged = [entry for split in splits for entry in features[split].damaged]
     notes += [*note_if_few_drawn(len(usable), usable.groups), *notes_on_fit(metrics["by_fraction"])]
-    notes += notes_on(fitted_on, options, decided)
+    notes += [*notes_on(fitted_on, options, decided), *shared.notes]
     if fitted_on is not None:
         notes.append(SAME_VALIDATION)
     return run.write(
         encoder,
-        data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks},
+        data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks, **shared.data},
         metrics=metrics,
         paper=test.paper_of_linear_probe,
         paper_source="BiomedCLIP, linear probe, read off the figure" if test.paper_of_linear_probe else "",

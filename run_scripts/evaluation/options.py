@@ -192,7 +192,9 @@ class AllOptions(DecisionOptions):
         choices=["embeds", "hidden"],
     )
     find_leaks: bool = option(
-        True, "Check for test images among the training images. few-shot refuses copies among the drawn images."
+        True,
+        "Check for test images among training images, and among validation images that decisions use. few-shot refuses "
+        "copies of drawn images.",
     )
     f1_tokenizer: str = option(
         WORDS,

@@ -236,6 +236,11 @@ def own_calibration(
         f"The probabilities are calibrated, as in biomedclip classify: {calibration.shown} of {calibration.path}. "
         "decisions has the calibration error before and after."
     ]
+    if seen := calibration.seen_in_training:
+        notes.append(
+            f"{seen:,} of the images on which this calibration was fitted were used to train the classifier, so that "
+            "it is wrong for other images. Fit it again on images that the classifier has not seen."
+        )
     if calibration.fitted_on.get("fingerprint") == fingerprint:
         notes.append("This calibration was fitted on the measured images, so that its errors are too small.")
     return calibration, notes

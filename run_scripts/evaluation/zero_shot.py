@@ -19,6 +19,7 @@ from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
 from .decision_options import given_decisions
 from .dual_encoders import DualEncoder
+from .leaks import validation_leaks
 from .predictions import Predictions, softmax_predictions
 from .reliability import Scored, decide, notes_on, scored, show_decisions, write_calibration
 from .robustness import (
@@ -157,6 +158,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
             values[template] = classification_metrics(found, usable.labels, classes, resamples=0)["accuracy"]
         metrics["prompt_sensitivity"] = summarize_paraphrases("accuracy", values)
         show_paraphrases(metrics["prompt_sensitivity"])
+    shared = validation_leaks(validation, benchmark, options)
     sets = [name for name, templates in benchmark.template_sets.items() if templates == benchmark.templates]
     return run.write(
         encoder,
@@ -168,8 +170,10 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
                 *notes_on_class_names(benchmark),
                 *note_if_few_drawn(len(usable), usable.groups),
                 *notes_on(fitted_on, options, decided, zero_shot=True),
+                *shared.notes,
             ],
-        ),
+        )
+        | shared.data,
         metrics=metrics,
         paper=benchmark.paper,
         paper_source=benchmark.source,

@@ -185,6 +185,7 @@ def _calibration(folder: Path, labels: Sequence[str], weights: str) -> dict[str,
         "temperature": calibration.temperature,
         "images": images if isinstance(images, int) else None,
         "fingerprint": str(fitted_on.get("fingerprint")),
+        "seen_in_training": calibration.seen_in_training,
     }
 
 

@@ -73,6 +73,8 @@ def prepare_classifier(folder: Path, repo_id: str, scratch: Path) -> Publication
         found = read_calibration(calibration)
         found.check(labels, {}, weights)
         fitted_on = {name: found.fitted_on[name] for name in ("fingerprint", "images") if name in found.fitted_on}
+        if "seen_in_training" in found.fitted_on:
+            fitted_on["seen_in_training"] = {"train": found.seen_in_training}
         files[FILE] = as_json(replace(found, fitted_on=fitted_on).content())
     files |= {CARD: card.encode(), **files_from_card(facts)}
     return Publication(

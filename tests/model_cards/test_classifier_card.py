@@ -18,7 +18,7 @@ from biomedclip.model_cards.classifier_results import (
 )
 from biomedclip.processing.images.findings import policy_notes
 from biomedclip.processing.images.labeled import ALL_ARE_TEST, LabeledImages, choose_split, shared_groups
-from biomedclip.run_scripts.classification.seen_images import notes_on_seen
+from biomedclip.run_scripts.classification.seen_images import SEEN_UNKNOWN, notes_on_seen, notes_on_seen_validation
 from biomedclip.run_scripts.evaluation.findings.decisions import ScoredFindings, decide_findings, notes_on_findings
 from biomedclip.run_scripts.evaluation.reliability import Decided, Scored, notes_on, notes_on_worse
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
@@ -45,6 +45,11 @@ def test_notes_of_the_evaluation_are_published_without_names():
     notes = [ALL_ARE_TEST, *drawn[0], *drawn[1], *shared_groups(split), *policy_notes(labels, "one", "ignore")]
     worse = {"before_calibration": {"nll": 0.1, "ece": 0.1}, "calibration": {"nll": 0.2, "ece": 0.3}}
     notes += [*notes_on_worse(worse), *notes_on_seen({"train": 1_200, "validation": 3}, 2_000)]
+    notes += [SEEN_UNKNOWN, *notes_on_seen_validation({"train": 1_200, "validation": 3}, 2_000)]
+    notes.append("Leak: 2 of 7 test images are, or look like, validation images, on which decisions were fitted.")
+    notes.append(
+        "3 of the images on which this calibration was fitted were used to train the classifier, so that it is"
+    )
     notes += [*note_if_few_drawn(7, None), *note_if_few_drawn(7, patients[:7]), *fitted]
     public = public_notes(notes, CLASSES)
     assert len(public) == len(notes), "each note has a public form"

@@ -15,10 +15,9 @@ from biomedclip.processing.images.findings import check_some_readable
 from biomedclip.processing.images.labeled import ALL_ARE_TEST
 
 from ...classification.classifiers import check_fine_tuned
-from ...classification.seen_images import count_seen_images, notes_on_seen
 from ..decision_options import given_decisions
 from ..image_classification import check_calibrations, load_classifier
-from ..leaks import LEAKS_UNKNOWN, report_leaks
+from ..leaks import LEAKS_UNKNOWN, look_for_seen, report_leaks, validation_leaks
 from ..reliability import own_calibration
 from ..robustness import CorruptedFeatures
 from ..run import Run
@@ -113,7 +112,7 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     scores = scores_of(logits.embeds)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Classification of findings, {len(usable):,} images", metrics)
-    fitted_on = None
+    fitted_on, own = None, None
     if of_validation is not None:
         own = validation.images.select(of_validation.rows.tolist())
         fitted_on = ScoredFindings(scores_of(of_validation.embeds), own.targets, own.groups)
@@ -121,19 +120,21 @@ def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     if not options.calibrate:
         applied, applied_notes = own_calibration(run.model, labels, classifier.weights, test.fingerprint)
     concluded = conclude(options, usable, scores, fitted_on, applied=applied)
+    seen = look_for_seen(run.model, usable.images, None if own is None else own.images, options)
     if fitted_on is not None:
         source = {"data": validation.path, "fingerprint": validation.fingerprint, "images": len(fitted_on.targets)}
+        source |= seen.fitted_on
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         write_findings_calibration(concluded.decided, folders, labels, classifier.weights, source)
     metrics |= corrupted.measure(run, images, images.findings, (scores, logits.rows.tolist()), scores_of)
     leaks = report_leaks(run.data.train, test)
-    seen = count_seen_images(run.model, usable.images) if options.find_leaks else None
-    notes = [*notes_of(test, usable.groups), *run.data.notes, *notes_on_seen(seen, len(usable))]
-    notes += [*applied_notes, *concluded.notes]
+    shared = validation_leaks(validation, test, options)
+    notes = [*notes_of(test, usable.groups), *run.data.notes, *seen.notes]
+    notes += [*applied_notes, *concluded.notes, *shared.notes]
     damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
-        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, "seen_in_training": seen},
+        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, **seen.data, **shared.data},
         metrics=metrics,
         paper={},
         paper_source="",

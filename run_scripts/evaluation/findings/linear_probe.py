@@ -16,7 +16,7 @@ from biomedclip.processing.stratified import draw_fraction
 from ...cli.reporting import show_table
 from ..classification import Curve
 from ..decision_options import given_decisions
-from ..leaks import report_leaks
+from ..leaks import report_leaks, validation_leaks
 from ..linear_probe import (
     FRACTIONS,
     HELD_OUT,
@@ -90,10 +90,11 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
     if options.split == "validation":
         notes.append("The regularization was chosen on the measured split.")
     leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
+    shared = validation_leaks(splits["validation"], test, options)
     damaged = [entry for split in splits for entry in features[split].damaged]
     return run.write(
         encoder,
-        data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks},
+        data=data_of(test, metrics["images"], damaged, notes + shared.notes) | {"leaks": leaks, **shared.data},
         metrics=metrics,
         paper={},
         paper_source="",

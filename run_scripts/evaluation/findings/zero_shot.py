@@ -18,6 +18,7 @@ from ...classification.calibrations import Calibration
 from ...embedding.encoders import label_embeds
 from ..decision_options import given_decisions
 from ..dual_encoders import DualEncoder
+from ..leaks import validation_leaks
 from ..predictions import Predictions
 from ..robustness import CorruptedFeatures, paraphrases, show_paraphrases, summarize_paraphrases
 from ..run import Run, note_if_few_drawn
@@ -112,14 +113,16 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
             values[f"{positive} / {negative}"] = measured["auroc"]
         metrics["prompt_sensitivity"] = summarize_paraphrases("auroc", values)
         show_paraphrases(metrics["prompt_sensitivity"])
+    shared = validation_leaks(validation, benchmark, options)
     return run.write(
         encoder,
         data=data_of(
             benchmark,
             len(usable),
             features.damaged + (of_validation.damaged if of_validation else []),
-            notes_of(benchmark, usable.groups) + concluded.notes,
-        ),
+            notes_of(benchmark, usable.groups) + concluded.notes + shared.notes,
+        )
+        | shared.data,
         metrics=metrics,
         paper={},
         paper_source="",

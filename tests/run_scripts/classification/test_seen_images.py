@@ -12,6 +12,7 @@ from PIL import Image
 
 from biomedclip.processing import read_labeled_images
 from biomedclip.processing.images.labeled import labeled_files
+from biomedclip.run_scripts.classification.calibrations import Calibration, read_calibration
 from biomedclip.run_scripts.classification.seen_images import (
     FILE,
     count_seen_images,
@@ -90,6 +91,32 @@ def test_an_evaluation_of_other_data_notes_the_images_of_the_training(model, sca
     options = ["--no-find-leaks", "--output-dir", str(tmp_path / "off")]
     assert main(["evaluate", *map(str, command), *options]) == 0
     assert read_results(tmp_path / "off")["data"]["seen_in_training"] is None
+
+
+def test_decisions_that_are_fitted_on_images_of_the_training_have_a_note(model, scans, tmp_path, capsys):
+    images = read_labeled_images(scans)["train"]
+    for number, name in enumerate(images.names):
+        split = "validation" if number % 2 else "test"
+        (tmp_path / "data" / split / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scans / name, tmp_path / "data" / split / name)
+    command = ["evaluate", "image-classification", "--model", str(model), "--data", str(tmp_path / "data")]
+    assert main([*command, "--calibrate", "--output-dir", str(tmp_path / "out")]) == 0
+    data = read_results(tmp_path / "out")["data"]
+    notes = " ".join(data["notes"])
+    counts = {"train": 6, "validation": 3}
+    assert data["validation_seen_in_training"] == data["seen_in_training"] == counts
+    assert "6 of 12 validation images were used to train the classifier, which is too certain about them." in notes
+    assert "3 of 12 validation images were those of the training, on which settings or a checkpoint" in notes
+    assert read_calibration(model / "calibration.json").fitted_on["seen_in_training"] == counts
+    assert main([*command, "--output-dir", str(tmp_path / "again")]) == 0
+    again = read_results(tmp_path / "again")["data"]
+    assert any(note.startswith("6 of the images on which this calibration was fitted") for note in again["notes"])
+    assert "validation_seen_in_training" not in again
+
+
+def test_a_calibration_without_a_record_of_seen_images_counts_none():
+    for fitted_on in ({}, {"seen_in_training": None}, {"seen_in_training": {"train": "x"}}, {"seen_in_training": {}}):
+        assert Calibration(1.0, ["a", "b"], "00", fitted_on=fitted_on).seen_in_training == 0
 
 
 def test_models_without_the_file_and_damaged_files(fine_tuned, model, scans):

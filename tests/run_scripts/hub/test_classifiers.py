@@ -126,6 +126,7 @@ def test_the_card_states_what_was_measured_and_no_name_of_the_data(classifier, c
         "--group-column COLUMN",
         "held out from the training images",
         "54 of 60 images were used to train the classifier.",
+        "of these images were used to train the classifier, so that the calibration is wrong for other images.",
         "| train | 54 | 18 |",
     ):
         assert part in text, part
@@ -155,7 +156,7 @@ def test_only_the_model_the_card_and_selected_facts_are_uploaded(hub, trained, c
     assert "lab/classifier" in files["README.md"].decode() and b"ORG/NAME" not in files["README.md"]
     report = json.loads((classifier / "push.json").read_text())
     assert report["largest_difference"]["pixels"] == 0 and report["largest_difference"]["logits"] < 1e-4
-    assert set(json.loads(files["calibration.json"])["fitted_on"]) == {"fingerprint", "images"}
+    assert set(json.loads(files["calibration.json"])["fitted_on"]) == {"fingerprint", "images", "seen_in_training"}
 
 
 def downloaded(hub, repo_id: str, folder: Path) -> Path:
