@@ -61,7 +61,15 @@ _HIDDEN = {
     **dict.fromkeys(("image-column", "label-column", "group-column", "split-column"), "COLUMN"),
     "subgroup-column": "COLUMN",
 }
+# A class or finding as `repr` writes it. Such names are published only if they are labels of the classifier.
+_NAME = r"""(?:'[^']*'|"[^"]*")"""
+_NAMES = rf"{_NAME}(?:, {_NAME})*"
+_OF_LABELS = rf"{_NAME} \([\d,]+ positive, [\d,]+ negative\)"
+_LACKING = rf"the images that are (?:kept|held out) have none of {_NAMES}(?: and [\d,]+ more)?"
+_RIGHT = r"(?:nearly )?all [\d,]+ validation images are classified right"
+_NOT_FINITE = r"of the validation images are NaN or infinite"
 # Notes that state numbers only, and the part of others that does. The rest of the notes can name files and patients.
+# The card states how many notes have no pattern.
 _NOTES = [
     re.compile(pattern)
     for pattern in (
@@ -78,18 +86,28 @@ _NOTES = [
         r"Leaks are unknown without training images\.",
         r"[\d,]+ of [\d,]+ labels are (uncertain|blank)\. They [a-z0-9 ]+ \(\w+='\w+'\)\.",
         r"Only [\d,]+ [a-z ]+: the (intervals are too narrow|fitted values are uncertain)\.",
-        r"No image of the \w+ split is of the class .*",
+        rf"No image of the \w+ split is of the class {_NAMES}\.",
         r"(--[a-z]+(, )?)+: fitted on [\d,]+ validation images( of [\d,]+ groups)?\.",
-        r"The temperature stays 1, because all [\d,]+ validation images are classified right",
-        r"The temperature is the largest one, [\d.]+(, for '[^:]*': their scores are no better than chance)?",
-        r"--\w+: no threshold for .*, because the validation split has no images (of|with|without) [a-z ]+",
+        rf"The temperature stays 1, because ({_RIGHT}|logits {_NOT_FINITE})",
+        rf"The temperature is the largest one, [\d.]+(, for {_NAMES}: their scores are no better than chance)?",
+        rf"--\w+: no threshold for {_NAMES}, because the validation split has no images (of|with|without) [a-z ]+",
+        r"The labels of the validation images were used, so decisions are not zero-shot\.",
         r"[\d,]+ of [\d,]+ images were used to train the classifier\. Its metrics on them are too good\.",
         r"[\d,]+ of [\d,]+ images were validation images of the training",
         r"The probabilities are calibrated, as in biomedclip classify: temperature(s [\d.e-]+ to)? [\d.e-]+",
-        r"The calibration( of '[^']*')? makes these values of the measured images worse: "
+        r"The calibration of the model was fitted for other \w+ and is not applied\.",
+        rf"The calibration( of {_NAME})? makes these values of the measured images worse: "
         r"([a-z -]+ [\d.]+ before, [\d.]+ after(; )?)+",
-        r"'[^']*' is not calibrated: (all [\d,]+ validation labels are [01]|no labels|its scores [a-z -]+[\d,]* )",
-        r"Fitted values are uncertain for findings with fewer than [\d,]+ positive or negative validation images: .*",
+        rf"{_NAME} is not calibrated: (all [\d,]+ validation labels are [01]|no labels|{_RIGHT}|"
+        rf"its scores {_NOT_FINITE}|"
+        r"its scores separate the [\d,]+ positive from the [\d,]+ negative validation images [a-z ]+)",
+        r"Fitted values are uncertain for findings with fewer than [\d,]+ positive or negative validation images: "
+        rf"{_OF_LABELS}(, {_OF_LABELS})*\.",
+        rf"Because groups are not split, {_LACKING}( and {_LACKING})?\.",
+        r"Without --group-column, the intervals draw single images\. [A-Z][a-z ]+ make them too narrow\.",
+        r"Left out, because they are in no list of a split: [\d,]+ of [\d,]+ images",
+        r"[\d,]+ of [\d,]+ names in the lists of the splits have no row",
+        r"[\d,]+ images, but the published \w+ split has [\d,]+\.",
         r"No calibration and thresholds of '.*' are measured: [\w ,]+\.",
         r"This calibration was fitted on the measured images, so that its errors are too small\.",
         r"--coverage [\d.]+ needs [\d,]+ validation images or more\. The sets contain all classes\.",
@@ -125,6 +143,8 @@ def public_measurement(
     damaged, leaks, seen = data.get("damaged"), data.get("leaks"), data.get("seen_in_training")
     measured = result.get("subgroups") or {}
     found, left_out = _subgroups({column: measured[column] for column in subgroups if column in measured})
+    notes = data.get("notes") or []
+    public = public_notes(notes, classes)
     weights = {name: result["model"][name] for name in ("weights", "base_weights") if name in result["model"]}
     return {
         **{name: result[name] for name in _KEPT if result.get(name) is not None},
@@ -136,7 +156,8 @@ def public_measurement(
             "damaged_images": None if damaged is None else len(damaged),
             "leaks": leaks and {name: value for name, value in leaks.items() if isinstance(value, int)},
             "seen_in_training": seen and {split: seen[split] for split in _SEEN if split in seen},
-            "notes": public_notes(data.get("notes") or [], classes),
+            "notes": public,
+            "notes_left_out": len(notes) - len(public),
         },
         "metrics": _metrics(result["metrics"]),
         "decisions": {name: value for name, value in (result.get("decisions") or {}).items() if name in _DECISIONS},
@@ -153,7 +174,8 @@ def public_notes(notes: Sequence[str], classes: Sequence[str]) -> list[str]:
     found = []
     for note in notes:
         matched = next((match for pattern in _NOTES if (match := pattern.match(note))), None)
-        quoted = re.findall(r"'([^']*)'", matched[0]) if matched else []
+        # A label of a finding is written as `nodule = 0`.
+        quoted = [re.sub(r" = [01]$", "", name[1:-1]) for name in re.findall(_NAME, matched[0] if matched else "")]
         if matched and all(name in classes or name in ("ignore", "zero", "one") for name in quoted):
             found.append(matched[0].rstrip(".") + ".")
     return found

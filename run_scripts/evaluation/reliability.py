@@ -229,8 +229,8 @@ def own_calibration(
         return None, []
     if what := calibration.differs(labels, {}, weights):
         return None, [
-            f"{calibration.path} was fitted for other {what} and is not applied. biomedclip classify refuses it. Fit "
-            "it again with --calibrate, or remove it."
+            f"The calibration of the model was fitted for other {what} and is not applied. biomedclip classify refuses "
+            f"{calibration.path}. Fit it again with --calibrate, or remove it."
         ]
     notes = [
         f"The probabilities are calibrated, as in biomedclip classify: {calibration.shown} of {calibration.path}. "

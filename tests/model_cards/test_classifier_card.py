@@ -1,5 +1,6 @@
 """Cards of classifiers: what of the results of private data they state, and how they are filled."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,21 @@ from biomedclip.model_cards.classifier_results import (
     public_recipe,
     public_training,
 )
-from biomedclip.processing.images.findings import policy_notes
+from biomedclip.processing.images.findings import FindingImages, policy_notes
 from biomedclip.processing.images.labeled import ALL_ARE_TEST, LabeledImages, choose_split, shared_groups
+from biomedclip.processing.stratified import hold_out_groups_with_labels
 from biomedclip.run_scripts.classification.seen_images import SEEN_UNKNOWN, notes_on_seen, notes_on_seen_validation
-from biomedclip.run_scripts.evaluation.findings.decisions import ScoredFindings, decide_findings, notes_on_findings
-from biomedclip.run_scripts.evaluation.reliability import Decided, Scored, notes_on, notes_on_worse
+from biomedclip.run_scripts.evaluation.calibration import fit_temperature
+from biomedclip.run_scripts.evaluation.findings.calibration import fit_log_odds
+from biomedclip.run_scripts.evaluation.findings.decisions import (
+    DecidedFindings,
+    ScoredFindings,
+    decide_findings,
+    notes_on_findings,
+)
+from biomedclip.run_scripts.evaluation.findings.zero_shot import notes_of
+from biomedclip.run_scripts.evaluation.image_classification import _absent
+from biomedclip.run_scripts.evaluation.reliability import Decided, Scored, notes_on, notes_on_worse, own_calibration
 from biomedclip.run_scripts.evaluation.run import note_if_few_drawn
 
 
@@ -82,7 +93,8 @@ def test_notes_on_findings_are_published_without_other_names():
     "note",
     [
         "/home/mustermann/scans: a file is odd.",
-        "Left out, because they are in no list of a split: 3 of 9 images of a.csv, such as mustermann.png.",
+        "Left out, because all labels are blank: mustermann.",
+        "Because groups are not split, the images that are kept have none of 'mustermann = 1'.",
         "No image of the test split is of the class 'mustermann'.",
     ],
 )
@@ -90,9 +102,82 @@ def test_other_notes_are_not_published(note):
     assert public_notes([note], CLASSES) == []
 
 
-def test_reasons_with_paths_are_cut_off():
-    note = "Leaks are unknown without training images. /home/mustermann: there is no train split."
-    assert public_notes([note], CLASSES) == ["Leaks are unknown without training images."]
+@pytest.mark.parametrize(
+    ("note", "public"),
+    [
+        (
+            "Leaks are unknown without training images. /home/mustermann: there is no train split.",
+            "Leaks are unknown without training images.",
+        ),
+        (
+            "Left out, because they are in no list of a split: 3 of 9 images of a.csv, such as mustermann.png.",
+            "Left out, because they are in no list of a split: 3 of 9 images.",
+        ),
+    ],
+)
+def test_the_part_of_a_note_that_names_files_is_cut_off(note, public):
+    assert public_notes([note], CLASSES) == [public]
+
+
+def reason_of(fit, *arrays) -> str:
+    with pytest.raises(ValueError) as caught:
+        fit(*map(np.array, arrays))
+    return str(caught.value)
+
+
+def test_each_reason_not_to_calibrate_is_published():
+    names, yes_no = ["Crohn's disease"], np.arange(40) >= 20
+    scores = np.where(yes_no, 9.0, -9.0)
+    reasons = [
+        reason_of(fit_log_odds, scores, yes_no),
+        reason_of(fit_log_odds, np.where(np.arange(40) == 20, -9.0, scores), yes_no),
+        reason_of(fit_log_odds, scores, np.zeros(40, dtype=bool)),
+        reason_of(fit_log_odds, [], np.zeros(0, dtype=bool)),
+        reason_of(fit_log_odds, np.full(40, np.nan), yes_no),
+        reason_of(fit_temperature, np.stack([-scores, scores], axis=1), yes_no.astype(int)),
+        f"nearly {reason_of(fit_temperature, np.stack([-scores, scores], axis=1), yes_no.astype(int))}",
+    ]
+    of_findings = ScoredFindings(scores[:, None], yes_no[:, None].astype(float))
+    options = SimpleNamespace(calibrate=True, sensitivity=[], specificity=[], coverage=[], seed=0)
+    for reason in reasons:
+        results = {"findings": {}, "not_calibrated": {names[0]: reason}, "without_threshold": {}}
+        notes = notes_on_findings(of_findings, names, options, DecidedFindings({}, results))
+        public = public_notes(notes, names)
+        assert len(public) == len(notes) == 3, reason
+        assert public[-1].rstrip(".") in notes[-1] and len(public[-1]) > 40, "the sentence is not cut in a number"
+        assert not public[-1].endswith(("are.", "from.", "20."))
+    one = Scored(np.zeros((40, 2)), yes_no.astype(int))
+    for reason in [*reasons[-2:], reason_of(fit_temperature, np.full((2, 2), np.nan), [0, 1])]:
+        notes = notes_on(one, options, Decided(1.0, {"not_calibrated": reason}, {}))
+        assert len(public_notes(notes, CLASSES)) == len(notes) == 3, reason
+
+
+def test_notes_on_the_calibration_of_the_model_are_published(tmp_path):
+    (tmp_path / "mustermann").mkdir()
+    content = {"schema": 1, "temperature": 2.0, "labels": CLASSES, "weights": "0", "prompts": None, "bias": None}
+    (tmp_path / "mustermann" / "calibration.json").write_text(json.dumps(content | {"fitted_on": {"fingerprint": "1"}}))
+    for weights, count in (("0", 2), ("other", 1)):
+        _, notes = own_calibration(str(tmp_path / "mustermann"), CLASSES, weights, "1")
+        public = public_notes(notes, CLASSES)
+        assert len(public) == len(notes) == count and "mustermann" not in str(public)
+
+
+def test_notes_on_intervals_groups_and_absent_classes_are_published():
+    targets = np.array([[1.0, 0.0]] * 4)
+    findings = FindingImages([None] * 4, targets, CLASSES, ["a.png"] * 4)
+    notes = notes_of(SimpleNamespace(images=findings), None) + _absent(CLASSES, ["benign"], "test")
+    groups = ["p1", "p1", "p2", "p3"]
+    labels = [["benign = 1"], ["malignant = 0"], ["benign = 1"], ["benign = 1"]]
+    notes += hold_out_groups_with_labels(groups, labels, 0.3, 0)[2]
+    assert len(notes) == 4 and public_notes(notes, CLASSES) == notes
+
+
+def test_the_card_states_how_many_notes_are_not_published():
+    card = fill_classifier_card(facts(results=[measured(notes=["/home/mustermann is odd.", ALL_ARE_TEST])]))
+    assert (
+        "Other notes, which can name files or patients and are not published: 1." in card and "mustermann" not in card
+    )
+    assert "Other notes" not in fill_classifier_card(facts(results=[measured(notes=[ALL_ARE_TEST])]))
 
 
 @pytest.mark.parametrize(
