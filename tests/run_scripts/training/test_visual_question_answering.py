@@ -16,6 +16,7 @@ from helpers.commands import biomedclip, losses, run_python
 from helpers.training_runs import command, results, train, train_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForVisualQuestionAnswering, AutoTokenizer, GPT2Tokenizer, pipeline
@@ -583,8 +584,9 @@ def rows_of(right: list[bool], types: list[str]) -> list[dict]:
 @pytest.mark.parametrize("hit", [True, False])
 def test_all_right_is_an_accuracy_of_one_and_all_wrong_of_zero(hit):
     metrics = answer_metrics(rows_of([hit] * 10, ["open", "closed"] * 5), seed=0)
-    for name in ("accuracy", "open_accuracy", "closed_accuracy"):
-        assert metrics[name] == float(hit) and metrics[f"{name}_interval"] == [hit, hit]
+    for name, count in (("accuracy", 10), ("open_accuracy", 5), ("closed_accuracy", 5)):
+        exact = binomtest(count * hit, count).proportion_ci()
+        assert metrics[name] == float(hit) and metrics[f"{name}_interval"] == pytest.approx(list(exact), abs=1e-12)
     closed = answer_metrics(rows_of([True, False], ["closed", "closed"]), seed=0)
     assert closed["open_accuracy"] is None and closed["closed_accuracy"] == 0.5
 
