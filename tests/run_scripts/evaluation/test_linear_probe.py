@@ -188,6 +188,7 @@ def test_the_probe_is_calibrated_and_decides_on_its_validation_images(measure, p
     notes = " ".join(results["data"]["notes"])
     assert "decisions are those of the classifier on 100% of the training labels." in notes
     assert "The regularization was chosen on the same validation images" in notes
+    assert results["data"]["validation_leaks"]["same_group"] == 0 and "validation_leaks" not in plain["data"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Calibration, temperature" in page and "Prediction sets" in page and "By device" in page
     assert not (tmp_path / "out" / "calibration.json").exists(), "the probe is not saved, so classify cannot use it"

@@ -222,6 +222,7 @@ def test_a_calibrated_zero_shot_classifier_brings_its_prompts(measure, small_che
     calibration = read_calibration(tmp_path / "out" / "calibration.json")
     assert calibration.prompts == {"dark": ["dark image", "a dark"], "light": ["light image", "a light"]}
     assert any("not zero-shot" in note for note in results["data"]["notes"])
+    assert "leaked" in results["data"]["validation_leaks"]
     output = tmp_path / "rows.json"
     command = ["classify", data / "test", "--model", small_checkpoint, "--calibration", tmp_path / "out", "--wide"]
     assert main([*map(str, command), "--output", str(output)]) == 0

@@ -110,6 +110,7 @@ def test_a_classifier_of_findings_is_calibrated_for_classify(classifier, splits,
     assert any("as in biomedclip classify: temperatures" in note for note in again["data"]["notes"])
     notes = " ".join(results["data"]["notes"])
     assert "--calibrate: fitted on 68 validation images of 34 groups." in notes
+    assert results["data"]["validation_leaks"]["validation_images"] == 68 and "validation_leaks" not in raw["data"]
 
 
 def test_thresholds_and_subgroups_of_findings_are_measured_over_patients(classifier, splits, tmp_path, capsys):
@@ -158,6 +159,7 @@ def test_prompt_pairs_and_probes_of_findings_are_calibrated_and_decide(
         calibrated = expit(logit(before[:, number]) / found["temperature"][name] + found["bias"][name])
         np.testing.assert_allclose(after[:, number], calibrated, rtol=1e-5)
     assert [point["class"] for point in found["operating_points"]] == FINDINGS
+    assert results["data"]["validation_leaks"]["same_group"] == 0
     assert ("decisions are not zero-shot" in notes) == (task == "zero-shot")
     assert ("chosen on the same validation images" in notes) == (task == "linear-probe")
     assert set(results["subgroups"]["device"]) == {"a", "b", "(missing)"}
