@@ -28,7 +28,7 @@ from .calibrations import UNCALIBRATED, Calibration
 
 
 CONFIG = "config.json"
-_MULTI_LABEL = "multi_label_classification"  # `problem_type` of classifiers of several findings
+MULTI_LABEL = "multi_label_classification"  # `problem_type` of classifiers of several findings
 _TASK = "classify with --labels"
 
 
@@ -113,12 +113,12 @@ def check_fine_tuned(name: str, *, several: bool) -> list[str]:
         )
     _check_files(Path(name))
     labels = _labels_of(config, name)
-    if several and config.get("problem_type") != _MULTI_LABEL:
+    if several and config.get("problem_type") != MULTI_LABEL:
         raise ValueError(
             f"--model {name} predicts one label for each image. Omit --label-columns, or train a classifier of several "
             "findings with biomedclip train --task image-classification --label-columns."
         )
-    if not several and config.get("problem_type") == _MULTI_LABEL:
+    if not several and config.get("problem_type") == MULTI_LABEL:
         raise ValueError(
             f"--model {name} predicts several findings for each image. Pass the column of each one: --label-columns "
             f"{shlex.join(labels)}."
@@ -246,7 +246,7 @@ def load_fine_tuned(
 ) -> Classifier:
     """Load a fine-tuned classifier, or the adapter of one, in evaluation mode. See [`load_zero_shot`] for arguments."""
     model, processor = load_classifier_model(name)
-    several = model.config.problem_type == _MULTI_LABEL
+    several = model.config.problem_type == MULTI_LABEL
     calibration.check_kind(name, several)
     model = model.to(device)
     activation = torch.sigmoid if several else _softmax

@@ -76,6 +76,34 @@ def measure_threshold(
     )
 
 
+def operating_point(
+    goal: str,
+    wanted: float,
+    validation: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    **options: Any,
+) -> dict[str, Any]:
+    """Choose a threshold on validation images, and measure it on test images.
+
+    Args:
+        goal: `sensitivity` or `specificity`.
+        wanted: Its value.
+        validation: Scores of the validation images, and whether each is positive.
+        test: Those of the test images.
+        options: Options of [`measure_threshold`].
+
+    Returns:
+        The `threshold`, the value that it reaches `on_validation`, and the metrics of [`measure_threshold`].
+    """
+    scores, positive = validation
+    choose = threshold_for_sensitivity if goal == "sensitivity" else threshold_for_specificity
+    threshold = choose(scores, positive, wanted)
+    called = scores >= threshold
+    reached = called[positive] if goal == "sensitivity" else ~called[~positive]
+    point = {"goal": goal, "wanted": wanted, "threshold": threshold, "on_validation": float(reached.mean())}
+    return point | measure_threshold(*test, threshold, **options)
+
+
 def measure_abstention(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     """Return the accuracy if a model answers only for its most confident images.
 

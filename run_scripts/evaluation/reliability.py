@@ -1,7 +1,7 @@
 """Calibrate a classifier on validation images, and measure its probabilities and decisions on others."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ from .decisions import (
     fewest_images,
     measure_abstention,
     measure_sets,
-    measure_threshold,
-    threshold_for_sensitivity,
-    threshold_for_specificity,
+    operating_point,
 )
 from .predictions import SET
 from .run import with_interval
@@ -111,7 +109,14 @@ def decide(
         # A sensitivity needs validation images of the class, and a specificity others.
         lacking = {"sensitivity": images == 0, "specificity": images == len(validation.truth)}
         results["operating_points"] = [
-            _operating_point(goal, wanted, number, classes, of_validation, validation, probabilities, test, measured)
+            {"class": classes[number]}
+            | operating_point(
+                goal,
+                wanted,
+                (of_validation[:, number], validation.truth == number),
+                (probabilities[:, number], test.truth == number),
+                **measured,
+            )
             for goal in lacking
             for wanted in getattr(options, goal)
             for number in numbers
@@ -138,27 +143,6 @@ def decide(
 def _single(calibration: Calibration) -> float:
     assert not isinstance(calibration.temperature, list)  # the weights are those of a classifier of one label
     return calibration.temperature
-
-
-def _operating_point(
-    goal: str,
-    wanted: float,
-    number: int,
-    classes: Sequence[str],
-    of_validation: np.ndarray,
-    validation: Scored,
-    probabilities: np.ndarray,
-    test: Scored,
-    measured: dict[str, Any],
-) -> dict[str, Any]:
-    choose = threshold_for_sensitivity if goal == "sensitivity" else threshold_for_specificity
-    positive = validation.truth == number
-    threshold = choose(of_validation[:, number], positive, wanted)
-    called = of_validation[:, number] >= threshold
-    on_validation = called[positive].mean() if goal == "sensitivity" else (~called[~positive]).mean()
-    found = measure_threshold(probabilities[:, number], test.truth == number, threshold, **measured)
-    point = {"class": classes[number], "goal": goal, "wanted": wanted, "threshold": threshold}
-    return point | {"on_validation": float(on_validation), **found}
 
 
 def notes_on(validation: Scored | None, options: Any, decided: Decided, *, zero_shot: bool = False) -> list[str]:
@@ -255,13 +239,15 @@ def write_calibration(
     prompts: dict[str, list[str]] | None = None,
 ) -> None:
     """Write `calibration.json` to folders, if a temperature was fitted."""
-    if decided.results["temperature"] is None or "calibration_file" in decided.results:
+    store_calibration(
+        decided.results, Calibration(decided.temperature, list(labels), weights, prompts, fitted_on), folders
+    )
+
+
+def store_calibration(results: Mapping[str, Any], calibration: Calibration, folders: Sequence[Path]) -> None:
+    """Write a calibration to folders, and print where it is, if the `decisions` in `results` were fitted, not read."""
+    if results["temperature"] is None or "calibration_file" in results:
         return
-    store_calibration(Calibration(decided.temperature, list(labels), weights, prompts, fitted_on), folders)
-
-
-def store_calibration(calibration: Calibration, folders: Sequence[Path]) -> None:
-    """Write a calibration to folders, and print where it is."""
     for folder in folders:
         earlier = " (replaces an earlier one)" if (folder / FILE).is_file() else ""
         try:
@@ -290,20 +276,29 @@ def show_decisions(results: dict[str, Any]) -> None:
     abstention = results["abstention"]
     rows = [(f"{float(part):.0%} most confident", value) for part, value in abstention["accuracy_at_coverage"].items()]
     show_table("Accuracy if the model abstains from the others", rows, ["images", "accuracy"])
-    if points := results.get("operating_points"):
-        rows = [
-            (
-                f"{point['class']}: {point['goal']} {point['wanted']:g}",
-                point["threshold"],
-                with_interval(point, "sensitivity"),
-                with_interval(point, "specificity"),
-            )
-            for point in points
-        ]
-        columns = ["class: wanted", "threshold", "sensitivity", "specificity"]
-        show_table("Thresholds chosen on the validation split [95 % interval]", rows, columns)
+    show_thresholds(results, "class")
     if sets := results.get("prediction_sets"):
         rows = [
             (f"{entry['coverage']:g}", with_interval(entry, "measured_coverage"), entry["mean_size"]) for entry in sets
         ]
         show_table("Prediction sets [95 % interval]", rows, ["stated coverage", "measured coverage", "mean size"])
+
+
+def show_thresholds(results: Mapping[str, Any], kind: str) -> None:
+    """Print the operating points, if there are any. `kind` is `class` or `finding`."""
+    names = ["sensitivity", "specificity"]
+    if rows := threshold_rows(results.get("operating_points") or [], names):
+        columns = [f"{kind}: wanted", "threshold", *names]
+        show_table("Thresholds chosen on the validation split [95 % interval]", rows, columns)
+
+
+def threshold_rows(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return a row for each operating point: the wanted value, the threshold, and the metrics `names`."""
+    return [
+        (
+            f"{point['class']}: {point['goal']} {point['wanted']:g}",
+            point["threshold"],
+            *(with_interval(point, name) for name in names),
+        )
+        for point in points
+    ]

@@ -17,11 +17,10 @@ from biomedclip.model_cards.results import RESULT, measures
 from biomedclip.source_checks import ADAPTER_CONFIG, FEW_SHOT
 
 from ..classification.calibrations import FILE, read_calibration
-from ..classification.classifiers import check_fine_tuned, config_of_classifier, load_classifier_model
+from ..classification.classifiers import MULTI_LABEL, check_fine_tuned, config_of_classifier, load_classifier_model
 from ..cli.errors import UsageError
 from ..cli.options import WRITTEN_RECIPE
 from ..cli.reporting import UNDEFINED, say, show_table, versions
-from ..training.findings import MULTI_LABEL
 from .card_facts import TRAIN_RESULTS, read_part, select_results
 from .fingerprints import evaluated_fingerprint
 

@@ -19,9 +19,8 @@ from biomedclip.modeling_few_shot import FewShotForImageClassification
 from biomedclip.source_checks import FEW_SHOT
 
 from ..classification.calibrations import FILE, read_calibration
-from ..classification.classifiers import check_fine_tuned, config_of_classifier, load_classifier_model
+from ..classification.classifiers import MULTI_LABEL, check_fine_tuned, config_of_classifier, load_classifier_model
 from ..evaluation.verification import LARGEST_DIFFERENCE
-from ..training.findings import MULTI_LABEL
 from . import model_outputs
 from .card_facts import CARD, CARD_FACTS
 from .classifier_facts import FACTS

@@ -29,6 +29,7 @@ from biomedclip.processing.images.labeled import (
 from biomedclip.processing.images.sources import IMAGE_COLUMN
 from biomedclip.processing.stratified import hold_out, hold_out_groups_with_labels
 
+from ..classification.classifiers import MULTI_LABEL
 from ..classification.seen_images import write_seen_images
 from ..cli.fields import REQUIRED, image_root_option, option, split_column_option
 from ..cli.finding_fields import (
@@ -41,7 +42,7 @@ from ..cli.finding_fields import (
 from ..cli.reporting import show_table
 from . import runs, supervised
 from .adapters import MERGED, AdapterOptions, add_adapter
-from .findings import MULTI_LABEL, finding_metrics, measure_split, read_findings, show_splits
+from .findings import finding_metrics, measure_split, read_findings, show_splits
 from .runs import check_checkpoint, cost_rows, run_and_save, start_run
 from .split_facts import split_facts
 from .supervised import HEAD, SupervisedArguments, SupervisedData, SupervisedTrainer, load_with_head

@@ -18,8 +18,6 @@ from .weighted_losses import masked_cross_entropy
 
 logger = logging.getLogger(__name__)
 
-MULTI_LABEL = "multi_label_classification"  # `problem_type` of the model
-
 
 def read_findings(path: str, **columns: Any) -> dict[str, FindingImages]:
     """Read images with several findings, and warn of findings that cannot be learned and of shared patients.

@@ -12,16 +12,14 @@ from ...classification.calibrations import FILE, Calibration
 from ...cli.reporting import show_table
 from ..calibration import LARGEST_TEMPERATURE
 from ..decision_options import given_decisions
-from ..decisions import measure_threshold, threshold_for_sensitivity, threshold_for_specificity
-from ..reliability import FEW_VALIDATION, notes_on_worse, store_calibration
-from ..run import with_interval
+from ..decisions import operating_point
+from ..reliability import FEW_VALIDATION, notes_on_worse, show_thresholds, store_calibration
 from .calibration import LogOddsCalibration, fit_log_odds, measure_log_odds
 from .metrics import unmeasured
 
 
 FEW_LABELS = 10  # with fewer positive or negative validation labels, a note states that fitted values are uncertain
 _MEANS = ("ece", "adaptive_ece", "brier", "nll")
-_CHOOSE = {"sensitivity": threshold_for_sensitivity, "specificity": threshold_for_specificity}
 
 
 @dataclass(frozen=True)
@@ -143,18 +141,14 @@ def _add_thresholds(
 ) -> None:
     """Add the operating points of a finding. `chances` and `labels` are those of the validation and test images."""
     lacking = {"sensitivity": not labels[0].any(), "specificity": labels[0].all()}  # all() of no labels is true
-    for goal, choose in _CHOOSE.items():
+    for goal, is_lacking in lacking.items():
         wanted_values = getattr(options, goal)
-        if wanted_values and (lacking[goal] or not np.isfinite(chances[0]).all()):
+        if wanted_values and (is_lacking or not np.isfinite(chances[0]).all()):
             results["without_threshold"].setdefault(goal, []).append(name)
             continue
         for wanted in wanted_values:
-            threshold = choose(chances[0], labels[0], wanted)
-            called = chances[0] >= threshold
-            reached = called[labels[0]] if goal == "sensitivity" else ~called[~labels[0]]
-            point = {"class": name, "goal": goal, "wanted": wanted, "threshold": threshold}
-            point |= {"on_validation": float(reached.mean())}
-            results["operating_points"].append(point | measure_threshold(chances[1], labels[1], threshold, **measured))
+            parts = zip(chances, labels, strict=True)
+            results["operating_points"].append({"class": name} | operating_point(goal, wanted, *parts, **measured))
 
 
 def notes_on_findings(
@@ -216,11 +210,11 @@ def write_findings_calibration(
     decided: DecidedFindings, folders: Sequence[Path], labels: Sequence[str], weights: str, fitted_on: dict[str, Any]
 ) -> None:
     """Write `calibration.json` to folders, if temperatures were fitted. `labels` are in the order of the logits."""
-    if decided.results["temperature"] is None or "calibration_file" in decided.results:
-        return
     found = [decided.calibrations[name] for name in labels]
     temperatures, biases = [each.temperature for each in found], [each.bias for each in found]
-    store_calibration(Calibration(temperatures, list(labels), weights, None, fitted_on, bias=biases), folders)
+    store_calibration(
+        decided.results, Calibration(temperatures, list(labels), weights, None, fitted_on, bias=biases), folders
+    )
 
 
 def show_finding_decisions(results: Mapping[str, Any]) -> None:
@@ -239,15 +233,4 @@ def show_finding_decisions(results: Mapping[str, Any]) -> None:
     columns = ["finding", *(["temperature", "bias"] if before else []), "error", "Brier", "log loss"]
     what = "before → after" if before else "of the probabilities"
     show_table(f"Calibration {what}: expected calibration error, Brier score, log loss", rows, columns)
-    if points := results.get("operating_points"):
-        rows = [
-            (
-                f"{point['class']}: {point['goal']} {point['wanted']:g}",
-                point["threshold"],
-                with_interval(point, "sensitivity"),
-                with_interval(point, "specificity"),
-            )
-            for point in points
-        ]
-        columns = ["finding: wanted", "threshold", "sensitivity", "specificity"]
-        show_table("Thresholds chosen on the validation split [95 % interval]", rows, columns)
+    show_thresholds(results, "finding")

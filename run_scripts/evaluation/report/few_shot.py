@@ -11,8 +11,8 @@ from ..predictions import Predictions
 from ..run import metric_words
 from .classification import class_table, confusions, image_gallery
 from .gallery import SHOWN
-from .page import bullets, heading, paragraph, plot, table, write_page
-from .sections import environment, introduction, prompts, title_of
+from .page import heading, paragraph, plot, table, write_page
+from .sections import environment, introduction, notes, prompts, title_of
 
 
 _BASE_TO_NOVEL = ("base_accuracy", "novel_accuracy", "harmonic_mean_accuracy")
@@ -38,7 +38,7 @@ def write_few_shot_report(
     fit = _words(shown)
     sections = [
         introduction(results, f"{results['metrics']['images']:,} test images"),
-        _notes(results),
+        notes(results, leaks=_leaks(results["settings"]["find_leaks"])),
         heading("Methods"),
         _methods(results),
         *(heading(title) + plot(file.read_bytes(), title) for title, file in plots.items()),
@@ -59,19 +59,12 @@ def _words(fit: Mapping[str, Any]) -> str:
     return f"{fit['method']}{drawn}"
 
 
-def _notes(results: Mapping[str, Any]) -> str:
-    data, settings = results["data"], results["settings"]
-    found = list(data["notes"])
-    if data["damaged"]:
-        first = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:5])
-        found.append(f"{len(data['damaged']):,} images cannot be read and are excluded, such as {first}.")
-    if settings["find_leaks"] is not None:
-        found.append(
-            "No image that was drawn is a copy of a test image, by file, pixels and picture."
-            if settings["find_leaks"]
-            else "Copies of test images among the drawn images were not looked for."
-        )
-    return f'<div class="notes">{bullets(found)}</div>'
+def _leaks(find_leaks: bool | None) -> list[str]:
+    if find_leaks is None:  # nothing was drawn
+        return []
+    if find_leaks:
+        return ["No image that was drawn is a copy of a test image, by file, pixels and picture."]
+    return ["Copies of test images among the drawn images were not looked for."]
 
 
 def _methods(results: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from biomedclip.model_cards.model_card import TASKS
 
 from ...cli.reporting import UNDEFINED, undefined_lines
+from ..reliability import threshold_rows
 from ..run import metric_words, with_interval
 from ..statistics.fractions import summary_cells
 from .page import MOST_ROWS, bullets, heading, paragraph, table
@@ -33,15 +34,22 @@ def introduction(results: Mapping[str, Any], counted: str) -> str:
     return paragraph(f"Model {results['model']['name']}, {counted}, {results['date']}.")
 
 
-def notes(results: Mapping[str, Any], damaged: str = "images") -> str:
-    """Return the notes, undefined metrics, what could not be read, and leaks. `damaged` is a plural noun."""
+def notes(results: Mapping[str, Any], damaged: str = "images", leaks: Sequence[str] | None = None) -> str:
+    """Return the notes, undefined metrics, what could not be read, and leaks.
+
+    Args:
+        results: The content of `results.json`.
+        damaged: Plural noun for what could not be read.
+        leaks: Notes on leaks (default: one on `data.leaks` of the results).
+    """
     data = results["data"]
     found = list(data["notes"])
     found += undefined_lines(results["metrics"])
     if data["damaged"]:
         first = ", ".join(f"{entry['name']} ({entry['reason']})" for entry in data["damaged"][:5])
         found.append(f"{len(data['damaged']):,} {damaged} cannot be read and are excluded, such as {first}.")
-    return f'<div class="notes">{bullets([*found, _leaks(data["leaks"])])}</div>'
+    found += [_leaks(data["leaks"])] if leaks is None else leaks
+    return f'<div class="notes">{bullets(found)}</div>'
 
 
 def _leaks(leaks: Mapping[str, Any] | None) -> str:
@@ -105,16 +113,8 @@ def thresholds(points: Sequence[Mapping[str, Any]], kind: str) -> str:
     if not points:
         return ""
     names = ["sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value"]
-    rows = [
-        (
-            f"{point['class']}: {point['goal']} {point['wanted']:g}",
-            point["threshold"],
-            *(with_interval(point, name) for name in names),
-        )
-        for point in points
-    ]
     columns = [f"{kind}: wanted", "threshold", *(name.replace("_", " ") for name in names)]
-    return table("Thresholds chosen on the validation split, measured here", columns, rows)
+    return table("Thresholds chosen on the validation split, measured here", columns, threshold_rows(points, names))
 
 
 def subgroups(found: Mapping[str, Mapping[str, Any]], names: Sequence[str], counted: str = "images") -> str:

@@ -13,6 +13,7 @@ from biomedclip.run_scripts.evaluation.decisions import (
     measure_abstention,
     measure_sets,
     measure_threshold,
+    operating_point,
     threshold_for_sensitivity,
     threshold_for_specificity,
 )
@@ -54,6 +55,16 @@ def test_the_metrics_of_a_threshold_are_those_of_scikit_learn():
     low, high = found["sensitivity_interval"]
     assert low < found["sensitivity"] < high
     assert measure_threshold(scores, positive, 2.0)["positive_predictive_value"] is None
+
+
+@pytest.mark.parametrize("goal", ["sensitivity", "specificity"])
+def test_an_operating_point_is_chosen_on_validation_images_and_measured_on_others(goal):
+    validation, test = scored(300), scored(400, 1)
+    found = operating_point(goal, 0.9, validation, test, seed=3)
+    called, positive = validation[0] >= found["threshold"], validation[1]
+    value = recall_score(positive, called) if goal == "sensitivity" else recall_score(~positive, ~called)
+    assert (found["goal"], found["wanted"], found["on_validation"]) == (goal, 0.9, pytest.approx(value))
+    assert found | measure_threshold(*test, found["threshold"], seed=3) == found
 
 
 def test_classes_without_images_are_an_error():
