@@ -103,41 +103,65 @@ def decide(
         if not np.isfinite(validation.logits).all():
             raise ValueError(f"--{given_decisions(options)[0]}: scores of the validation images are NaN or infinite.")
         results["validation_images"] = len(validation.truth)
-        of_validation = softmax(validation.logits / temperature)
-        numbers = [classes.index(positive or classes[-1])] if len(classes) == 2 else range(len(classes))
-        images = np.bincount(validation.truth, minlength=len(classes))
-        # A sensitivity needs validation images of the class, and a specificity others.
-        lacking = {"sensitivity": images == 0, "specificity": images == len(validation.truth)}
-        results["operating_points"] = [
-            {"class": classes[number]}
-            | operating_point(
-                goal,
-                wanted,
-                (of_validation[:, number], validation.truth == number),
-                (probabilities[:, number], test.truth == number),
-                **measured,
-            )
-            for goal in lacking
-            for wanted in getattr(options, goal)
-            for number in numbers
-            if not lacking[goal][number]
-        ]
-        results["without_threshold"] = {
-            goal: left_out
-            for goal, is_lacking in lacking.items()
-            if getattr(options, goal) and (left_out := [classes[number] for number in numbers if is_lacking[number]])
-        }
-        results["prediction_sets"] = []
-        for coverage in options.coverage:
-            # The temperature was fitted on the same images, and the guarantee holds only without it.
-            threshold = conformal_threshold(softmax(validation.logits), validation.truth, coverage)
-            chosen = uncalibrated >= threshold
-            entry = {"coverage": coverage, "threshold": threshold if math.isfinite(threshold) else None}
-            results["prediction_sets"].append(entry | measure_sets(chosen, test.truth, **measured))
-            sets[f"{SET}{coverage:g}"] = [
-                [classes[number] for number in np.flatnonzero(row).tolist()] for row in chosen
-            ]
+        numbers = [classes.index(positive or classes[-1])] if len(classes) == 2 else [*range(len(classes))]
+        results |= _thresholds(test, validation, temperature, classes, numbers, options, measured)
+        results["prediction_sets"], sets = _prediction_sets(test, validation, classes, options.coverage, measured)
     return Decided(temperature, results, sets)
+
+
+def _thresholds(
+    test: Scored,
+    validation: Scored,
+    temperature: float,
+    classes: Sequence[str],
+    numbers: Sequence[int],
+    options: Any,
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the operating points of the classes `numbers`, and the classes that have none."""
+    of_validation, of_test = (softmax(part.logits / temperature) for part in (validation, test))
+    images = np.bincount(validation.truth, minlength=len(classes))
+    # A sensitivity needs validation images of the class, and a specificity others.
+    lacking = {"sensitivity": images == 0, "specificity": images == len(validation.truth)}
+    points = [
+        {"class": classes[number]}
+        | operating_point(
+            goal,
+            wanted,
+            (of_validation[:, number], validation.truth == number),
+            (of_test[:, number], test.truth == number),
+            **measured,
+        )
+        for goal in lacking
+        for wanted in getattr(options, goal)
+        for number in numbers
+        if not lacking[goal][number]
+    ]
+    without = {
+        goal: left_out
+        for goal, is_lacking in lacking.items()
+        if getattr(options, goal) and (left_out := [classes[number] for number in numbers if is_lacking[number]])
+    }
+    return {"operating_points": points, "without_threshold": without}
+
+
+def _prediction_sets(
+    test: Scored,
+    validation: Scored,
+    classes: Sequence[str],
+    coverages: Sequence[float],
+    measured: Mapping[str, Any],
+) -> tuple[list[dict[str, Any]], dict[str, list[list[str]]]]:
+    """Return the measured prediction sets of each coverage, and the set of each test image by column name."""
+    entries, sets = [], {}
+    for coverage in coverages:
+        # The temperature was fitted on the same images, and the guarantee holds only without it.
+        threshold = conformal_threshold(softmax(validation.logits), validation.truth, coverage)
+        chosen = softmax(test.logits) >= threshold
+        entry = {"coverage": coverage, "threshold": threshold if math.isfinite(threshold) else None}
+        entries.append(entry | measure_sets(chosen, test.truth, **measured))
+        sets[f"{SET}{coverage:g}"] = [[classes[number] for number in np.flatnonzero(row).tolist()] for row in chosen]
+    return entries, sets
 
 
 def _single(calibration: Calibration) -> float:
