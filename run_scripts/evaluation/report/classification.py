@@ -10,7 +10,7 @@ from ...cli.html import literal
 from ...cli.reporting import format_value
 from ..predictions import Predictions
 from ..run import with_interval
-from .gallery import SHOWN, Entry, gallery, ranked, verdict
+from .gallery import SHOWN, Entry, gallery, image_of, ranked, verdict
 from .page import confusion_table, heading, paragraph, plot, table, write_page
 from .plots import plot_curves, plot_reliability
 from .robustness import robustness
@@ -171,8 +171,4 @@ def _entry(predictions: Predictions, row: int) -> Entry:
     best = np.argsort(-probabilities, kind="stable")[:_TOP]
     labels = ranked((predictions.classes[number], probabilities[number]) for number in best.tolist())
     caption = f"{literal(file)}<br>true: <strong>{literal(true)}</strong>, {verdict(given == true)}{labels}"
-    try:
-        image = predictions.images[row]
-    except (ValueError, OSError, IndexError):  # the file was changed after it was classified
-        image = None
-    return Entry(image, f"{file}, true class {true}, predicted class {given}", caption)
+    return Entry(image_of(predictions.images, row), f"{file}, true class {true}, predicted class {given}", caption)

@@ -12,7 +12,7 @@ from ..findings.metrics import METRICS
 from ..predictions import Predictions
 from ..run import metric_words, with_interval
 from .finding_plots import plot_finding_curves, plot_finding_reliability
-from .gallery import Entry, gallery
+from .gallery import Entry, gallery, image_of
 from .page import heading, paragraph, plot, table, write_page
 from .plots import MOST_CURVES
 from .robustness import robustness
@@ -162,11 +162,9 @@ def _entry(predictions: Predictions, row: int, number: int) -> Entry:
     true = ", ".join(map(str, predictions.true[row])) or "no finding"
     probability = predictions.probabilities[row, number]
     caption = f"{literal(file)}<br>{literal(name)}: {probability:.3f}<br>true: <strong>{literal(true)}</strong>"
-    try:
-        image = predictions.images[row]
-    except (ValueError, OSError, IndexError):  # the file was changed after it was classified
-        image = None
-    return Entry(image, f"{file}, true: {true}, probability of {name} {probability:.3f}", caption)
+    return Entry(
+        image_of(predictions.images, row), f"{file}, true: {true}, probability of {name} {probability:.3f}", caption
+    )
 
 
 def _targets(predictions: Predictions) -> np.ndarray:

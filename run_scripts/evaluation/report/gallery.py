@@ -1,6 +1,6 @@
 """Galleries: thumbnails of images with captions. Only the images of a gallery are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,14 @@ class Entry:
     alt: str
     caption: str
     kind: str = ""
+
+
+def image_of(images: Sequence[Any], row: int) -> Any:
+    """Return an image of a dataset, or None if its file was changed after it was classified."""
+    try:
+        return images[row]
+    except (ValueError, OSError, IndexError):
+        return None
 
 
 def gallery(entries: Iterable[Entry], kind: str = "", side: int = SIDE) -> str:
