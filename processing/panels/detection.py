@@ -115,7 +115,6 @@ class PanelDetector:
         """Return the types of images that the model tells."""
         return tuple(getattr(self.model.config, "image_types", ()))
 
-    @torch.inference_mode()
     def __call__(
         self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
     ) -> list[FigurePanels]:
@@ -126,8 +125,13 @@ class PanelDetector:
             captions: Caption of each figure, None where it is unknown. The labels and types of images that it names
                 become more probable. Detectors that tell neither ignore captions.
         """
+        return self.figures_of(self.outputs_of(images), images, captions)
+
+    @torch.inference_mode()
+    def outputs_of(self, images: Sequence[Image.Image]) -> Any:
+        """Return the output of the model for figures."""
         inputs = self.image_processor(images=list(images), return_tensors="pt").to(self.model.device)
-        return self.figures_of(self.model(**inputs), images, captions)
+        return self.model(**inputs)
 
     def figures_of(
         self, outputs: Any, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None

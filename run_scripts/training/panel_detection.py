@@ -18,7 +18,7 @@ from biomedclip.processing import PanelDetectionImageProcessor
 from biomedclip.processing.panels.annotations import AnnotatedFigure, read_annotations
 from biomedclip.processing.panels.detection import PanelDetector
 from biomedclip.processing.panels.image_types import IMAGE_TYPES
-from biomedclip.processing.panels.scores import average_precision
+from biomedclip.processing.panels.scores import average_precision, judge
 from biomedclip.processing.panels.singles import (
     SingleFigure,
     is_held_out,
@@ -51,6 +51,7 @@ GROUPS = {
     **supervised.GROUPS,
 }
 ALTERNATIVES = runs.ALTERNATIVES
+LEAST = 0.01  # score of a box that counts for the average precision: weaker ones do not change it
 
 
 @dataclass(kw_only=True)
@@ -215,28 +216,48 @@ def read_singles(data: PanelData, annotated: Sequence[AnnotatedFigure], without:
 
 
 def measure_drawn(trainer: SupervisedTrainer, drawn: DrawnFigures) -> dict[str, Any]:
-    """Return the scores on drawn figures: average precision of panels, compound figures, letters and types."""
+    """Return the scores on drawn figures.
+
+    `average_precision` is that of all boxes of the network, as COCO measures detectors. The other scores are those of
+    the panels that [`PanelDetector`] returns, which are fewer.
+    """
     detect = PanelDetector(trainer.model, trainer.processing_class)
-    boxes, scores, truth, compound = [], [], [], []
+    candidates, found, truth, compound = list[Any](), list[Any](), list[Any](), list[bool]()
     with counting(len(drawn), "Validation", "figure") as advance:
         for number in range(len(drawn)):
             figure = drawn.figure(number)
-            (found,) = detect([figure.image])
-            boxes.append([panel.box for panel in found.panels])
-            scores.append([panel.score for panel in found.panels])
+            outputs = detect.outputs_of([figure.image])
+            candidates += detect.image_processor.post_process_object_detection(
+                outputs, threshold=LEAST, target_sizes=[figure.image.size[::-1]]
+            )
+            found += detect.figures_of(outputs, [figure.image])
             truth.append([panel.box for panel in figure.panels])
-            compound.append(found.compound == figure.is_compound)
+            compound.append(figure.is_compound)
             advance(1)
+    boxes = [[panel.box for panel in panels.panels] for panels in found]
+    of_panels = judge(boxes, [[panel.score for panel in panels.panels] for panels in found], truth)
     return {
         "figures": len(drawn),
-        "average_precision": average_precision(boxes, scores, truth),
-        "compound_accuracy": float(np.mean(compound)),
+        "average_precision": average_precision(
+            [boxes["boxes"].tolist() for boxes in candidates], [boxes["scores"].tolist() for boxes in candidates], truth
+        ),
+        "average_precision_of_panels": of_panels.average_precision(),
+        "recall": float(of_panels.found.sum() / of_panels.gold.sum()),
+        "precision": float(of_panels.found.mean()),
+        "compound_accuracy": float(np.mean([panels.compound for panels in found] == np.array(compound))),
     }
 
 
 def show_results(results: Mapping[str, Any]) -> None:
     """Print the scores on drawn figures, and the cost of the training."""
-    names = ("figures", "average_precision", "compound_accuracy")
+    names = (
+        "figures",
+        "average_precision",
+        "average_precision_of_panels",
+        "recall",
+        "precision",
+        "compound_accuracy",
+    )
     rows = [
         (f"validation {name.replace('_', ' ')}", results["validation"][name])
         for name in names

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +13,25 @@ from helpers.commands import losses
 from helpers.training_runs import assert_equal_runs, results, train, train_error
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForObjectDetection
+from transformers import AutoModelForObjectDetection, pipeline
 
-from biomedclip import PanelDetectionConfig, PanelDetectionModel
+from biomedclip import PanelDetectionConfig, PanelDetectionModel, PanelDetector
 from biomedclip.processing.panels.annotations import read_annotations
 from biomedclip.processing.panels.image_types import IMAGE_TYPES
+from biomedclip.processing.panels.scores import average_precision
 from biomedclip.processing.panels.singles import singles_of_annotation, singles_of_dataset, singles_of_folder
 from biomedclip.processing.panels.synthesis.labels import CLASSES
+from biomedclip.run_scripts.training.panel_detection import measure_drawn
 
 
 def noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 200, (60, 80, 3), dtype=np.uint8))
+
+
+class Figures(list):
+    """Stands for drawn figures."""
+
+    figure = list.__getitem__
 
 
 def png(image: Image.Image) -> bytes:
@@ -172,9 +181,42 @@ def test_a_run_saves_a_detector_and_its_scores_on_drawn_figures(options, tmp_pat
     assert len(losses(run)) == 4 and all(np.isfinite(losses(run)))
     found = results(run)
     assert (found["single_figures"], found["held_out_single_figures"]) == (11, 1)
-    assert found["validation"]["figures"] == 4 and 0 <= found["validation"]["average_precision"] <= 1
+    validation = found["validation"]
+    assert validation["figures"] == 4
+    names = ("average_precision", "average_precision_of_panels", "recall", "precision", "compound_accuracy")
+    assert all(0 <= validation[name] <= 1 for name in names)
     assert isinstance(AutoModelForObjectDetection.from_pretrained(run), PanelDetectionModel)
     assert "Panel detection" in capsys.readouterr().out
+
+
+def test_the_average_precision_is_that_of_all_boxes_and_of_the_panels_that_are_returned():
+    images, truth = [], []
+    for seed, gap in enumerate((30, 0)):
+        image = Image.new("RGB", (400 + gap, 190), "white")
+        boxes = [(0, 0, 200, 190), (200 + gap, 0, 400 + gap, 190)]
+        for number, box in enumerate(boxes):
+            image.paste(noise(2 * seed + number).resize((200, 190)), box)
+        images.append(image)
+        truth.append(boxes)
+    detect = PanelDetector.from_pretrained()
+    trainer = SimpleNamespace(model=detect.model, processing_class=detect.image_processor)
+    drawn = [
+        SimpleNamespace(image=image, panels=[SimpleNamespace(box=box) for box in boxes], is_compound=True)
+        for image, boxes in zip(images, truth, strict=True)
+    ]
+    found = measure_drawn(trainer, Figures(drawn))
+
+    def precision(of_images):
+        boxes = [[box for box, _ in of_image] for of_image in of_images]
+        return average_precision(boxes, [[score for _, score in of_image] for of_image in of_images], truth)
+
+    detector = pipeline("object-detection", model=detect.model, image_processor=detect.image_processor)
+    all_boxes = [
+        [(list(box["box"].values()), box["score"]) for box in detector(image, threshold=0.01)] for image in images
+    ]
+    panels = [[(panel.box, panel.score) for panel in figure.panels] for figure in detect(images)]
+    assert found["average_precision"] == pytest.approx(precision(all_boxes), abs=1e-6)
+    assert found["average_precision_of_panels"] == pytest.approx(precision(panels), abs=1e-6)
 
 
 def test_training_continues_from_float16_in_float32(options, small_detector, tmp_path):
