@@ -34,6 +34,7 @@ def run(code: str, cwd: Path = ROOT, **environment: str) -> str:
         ("import biomedclip.processing", "torch transformers datasets datatrove lxml evaluate matplotlib"),
         ("import biomedclip.processing.pmc.jats", "torch transformers datasets datatrove"),
         ("import biomedclip.processing.pmc.build", "torch transformers"),
+        ("import biomedclip.processing.pmc.panels", "torch transformers"),
         (
             "from contextlib import suppress; from biomedclip.run_scripts.main import main\n"
             "with suppress(SystemExit): main(['--help'])",

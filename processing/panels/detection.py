@@ -4,7 +4,7 @@ A caption helps: it names the labels and the types that the figure should have.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from ..bit_depth_biomedclip import on_white
 from ..image_processing_panel_detection import suppressed
 from .captions import in_order, split_caption
 from .cutting import background_level, cut_panels
-from .image_types import TypeScore, most_probable_type, with_caption
+from .figure_panels import FigurePanels, Panel
+from .image_types import most_probable_type, with_caption
 from .label_reading import Marks, read_labels, reading_order
 from .letter_level import images_of_letters, joined
 from .pairing import split_for
 
 
-Box = tuple[float, float, float, float]
 OURS = Path(__file__).parent / "packaged_detector"  # weights that are part of the package
 SCORE = 0.25  # least score of a panel
 LOWER = (0.2, 0.15, 0.1, 0.07, 0.05)  # the same, tried in turn if the caption names more panels than were found
@@ -35,42 +35,6 @@ MOST = 100  # panels or labels of a figure
 SMALLEST = 4  # pixels of the shorter side of a panel
 SNAP = 0.02  # how far an edge moves to the border of the content, in parts of the longer side
 SIDE = 800  # pixels of the longer side of the figure in which edges move
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A panel of a figure.
-
-    Attributes:
-        box: Left, top, right and bottom in pixels of the original figure.
-        score: Between 0 and 1.
-        label: Printed label. Letters are upper case. None if there is none.
-        image_type: Type of the image and its group, without names if the detector knows no types.
-    """
-
-    box: Box
-    score: float
-    label: str | None = None
-    image_type: TypeScore = TypeScore()
-
-
-@dataclass(frozen=True)
-class FigurePanels:
-    """The panels of a figure in reading order. A single figure has one panel: the whole figure, without a label."""
-
-    compound: bool
-    compound_score: float
-    panels: tuple[Panel, ...] = field(default_factory=tuple)
-
-
-def pixel_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Round a box to whole pixels in an image of this width and height, at least one pixel wide and high."""
-    spans = []
-    for low, high, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
-        start = min(max(round(low), 0), length - 1)
-        spans.append((start, min(max(round(high), start + 1), length)))
-    (left, right), (top, bottom) = spans
-    return left, top, right, bottom
 
 
 class PanelDetector:

@@ -1,13 +1,11 @@
 """The interface of a detector of panels that a build sends to its workers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from PIL import Image
 
-
-if TYPE_CHECKING:
-    from .detection import FigurePanels  # imports torch, which build workers without a detector do not need
+from .figure_panels import FigurePanels
 
 
 class Detector(Protocol):
@@ -32,6 +30,6 @@ class Detector(Protocol):
 
     def __call__(
         self, images: Sequence[Image.Image], captions: Sequence[str | None] | None = None
-    ) -> "list[FigurePanels]":
+    ) -> list[FigurePanels]:
         """Return the panels of each figure. Captions, if they are known, may help."""
         ...

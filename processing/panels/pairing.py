@@ -1,15 +1,10 @@
 """Assign the parts of a caption to the panels of a figure."""
 
-from typing import TYPE_CHECKING
-
 from .captions import SplitCaption, split_caption
+from .figure_panels import FigurePanels
 
 
-if TYPE_CHECKING:
-    from .detection import FigurePanels  # imports torch, which build workers do not need
-
-
-def split_for(figure: "FigurePanels", caption: str) -> tuple[SplitCaption, list[str | None]]:
+def split_for(figure: FigurePanels, caption: str) -> tuple[SplitCaption, list[str | None]]:
     """Return the split caption of a figure, and the text of each panel, None if there is none.
 
     Labels that were read in the figure confirm the split. Without any, a caption of as many panels is split, in reading
@@ -25,7 +20,7 @@ def split_for(figure: "FigurePanels", caption: str) -> tuple[SplitCaption, list[
     return split, list(split.panels.values())
 
 
-def labels_for(figure: "FigurePanels", split: SplitCaption) -> list[str | None]:
+def labels_for(figure: FigurePanels, split: SplitCaption) -> list[str | None]:
     """Return the label of each panel: the one that was read, or that of its part of the caption in reading order.
 
     Args:

@@ -17,7 +17,7 @@ from ..images.reading import read_image
 from .annotations import AnnotatedFigure
 from .captions import split_caption
 from .cutting import cut_panels
-from .detection import Box, pixel_box
+from .figure_panels import Box, pixel_box
 from .image_types import GROUP_OF, type_in_caption
 
 

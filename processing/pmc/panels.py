@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from ..bit_depth_biomedclip import to_8_bit
 from ..images.reading import read_image
 from ..panels.detector import Detector
+from ..panels.figure_panels import FigurePanels, Panel, pixel_box
 from ..panels.image_types import TypeScore
 from ..panels.mentions import mentions_of_panels
 from ..panels.pairing import labels_for, split_for
@@ -22,9 +23,6 @@ from .bucket import md5_of
 from .images import MIN_SIDE, ImageIndex, inspect_image
 from .steps import MAX_ARTICLE_BYTES, ArticleStep, MentionLimit, article_too_large
 
-
-if TYPE_CHECKING:
-    from ..panels.detection import FigurePanels, Panel
 
 DETECTOR_FAILED = "panels not found"
 NOT_KEPT = "image of another type"
@@ -153,11 +151,9 @@ class _PanelRows:
             self.article.skip(item, NOT_KEPT, row.get("image_type") or "unknown")
 
     def _panel(
-        self, item: str, figure: dict[str, Any], source: Image.Image, panel: "Panel", own: dict[str, Any]
+        self, item: str, figure: dict[str, Any], source: Image.Image, panel: Panel, own: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Yield the row of a panel, unless it is skipped."""
-        from ..panels.detection import pixel_box  # imports torch, as detectors do
-
         box = pixel_box(panel.box, source.size)
         sides = (box[2] - box[0], box[3] - box[1])
         columns = _type_columns(panel.image_type)
@@ -245,7 +241,7 @@ def encode(image: Image.Image, source_format: str | None) -> tuple[bytes, str]:
     return buffer.getvalue(), ".png"
 
 
-def _check(figure: "FigurePanels") -> None:
+def _check(figure: FigurePanels) -> None:
     if not figure.panels:
         raise ValueError("the detector returned no panel")
     for panel in figure.panels:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from biomedclip.processing.panels.annotations import AnnotatedFigure, AnnotatedPanel
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import GROUP_OF, GROUPS, IMAGE_TYPES, TypeScore, fit_unknown_threshold
 from biomedclip.processing.panels.scores import imageclef_accuracy, judge, matches
 

@@ -19,7 +19,8 @@ from biomedclip.processing.panels.annotations import (
     read_annotations,
     read_split_captions,
 )
-from biomedclip.processing.panels.detection import FigurePanels
+from biomedclip.processing.panels.detection import PanelDetector
+from biomedclip.processing.panels.figure_panels import FigurePanels
 from biomedclip.processing.panels.pairing import split_for
 from biomedclip.processing.tables import read_text
 
@@ -217,9 +218,9 @@ def find_all(figures: Sequence[AnnotatedFigure], options: Any, folder: Path) -> 
     images = (InputImage(figure.name, figure.file) for figure in figures)
 
     def detect_twice(images: Sequence[Image.Image], captions: Sequence[str | None] | None = None) -> list[FigurePanels]:
-        without = detect(images)
+        without, found = _without_and_with(detect, images, captions)
         alone.extend(without)
-        return detect(images, captions) if any(caption is not None for caption in captions or ()) else without
+        return found
 
     def rows(add: Callable[[int], None]) -> Iterator[dict[str, Any]]:
         results = find_panels(detect_twice, images, captions, batch_size=options.batch_size, workers=options.workers)
@@ -235,6 +236,19 @@ def find_all(figures: Sequence[AnnotatedFigure], options: Any, folder: Path) -> 
         write_rows(rows(add), COLUMNS, "jsonl", folder / PREDICTIONS)
     without = [replace(figure, found=panels) for figure, panels in zip(measured, alone, strict=True)]
     return detector, FoundPanels(measured, without, damaged)
+
+
+def _without_and_with(
+    detect: Detector, images: Sequence[Image.Image], captions: Sequence[str | None] | None
+) -> tuple[list[FigurePanels], list[FigurePanels]]:
+    """Return the panels of each figure without the help of captions, and with it."""
+    if not any(caption is not None for caption in captions or ()):
+        without = detect(images)
+        return without, without
+    if isinstance(detect, PanelDetector):  # its network does not see the captions
+        outputs = detect.outputs_of(images)
+        return detect.figures_of(outputs, images), detect.figures_of(outputs, images, captions)
+    return detect(images), detect(images, captions)
 
 
 def _load(options: Any) -> tuple[Detector, MeasuredDetector]:

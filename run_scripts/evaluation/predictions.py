@@ -120,13 +120,9 @@ def write_predictions(folder: Path, table: PredictionTable) -> None:
     In the CSV file, numbers have six digits, and an apostrophe precedes texts that spreadsheets would compute.
     """
     write_rows(table.rows, table.schema, "parquet", folder / PARQUET)
-    columns = [_cell(name) for name in table.schema.names]
-    write_rows(_cells(table.rows), columns, "csv", folder / CSV)
-
-
-def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        yield {_cell(name): _cell(value) for name, value in row.items()}
+    columns = {name: _cell(name) for name in table.schema.names}
+    cells = ({shown: _cell(row.get(name)) for name, shown in columns.items()} for row in table.rows)
+    write_rows(cells, list(columns.values()), "csv", folder / CSV)
 
 
 def _cell(value: Any) -> Any:

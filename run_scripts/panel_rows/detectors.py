@@ -8,7 +8,8 @@ from PIL import Image
 from biomedclip import ExportedPanelDetector
 from biomedclip.processing import PanelDetectionImageProcessor
 from biomedclip.processing.panels import cut_panels
-from biomedclip.processing.panels.detection import FigurePanels, Panel, PanelDetector
+from biomedclip.processing.panels.detection import PanelDetector
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.source_checks import check_source
 from biomedclip.weights_fingerprint import weights_fingerprint
 

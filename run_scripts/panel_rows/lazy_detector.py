@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from biomedclip.processing.panels.detection import FigurePanels
+from biomedclip.processing.panels.figure_panels import FigurePanels
 
 from ..cli.progress import no_bars_without_terminal
 from .detectors import X_Y_CUT, Detector, check_detector, load_detector, weights_of

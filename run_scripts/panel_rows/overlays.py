@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from biomedclip.processing.bit_depth_biomedclip import to_8_bit
-from biomedclip.processing.panels.detection import FigurePanels
+from biomedclip.processing.panels.figure_panels import FigurePanels
 
 
 LARGEST = 2048  # pixels of the longer side of an overlay

@@ -8,7 +8,7 @@ from PIL import Image
 
 from biomedclip.processing.images.inputs import InputImage
 from biomedclip.processing.images.reading import ImageError, read_row_image
-from biomedclip.processing.panels.detection import FigurePanels, Panel, pixel_box
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel, pixel_box
 from biomedclip.processing.panels.pairing import split_for
 
 from ..evaluation.threads import prepared_batches

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from biomedclip.processing.bit_depth_biomedclip import on_white
-from biomedclip.processing.panels.detection import FigurePanels, pixel_box
+from biomedclip.processing.panels.figure_panels import FigurePanels, pixel_box
 from biomedclip.processing.panels.image_types import (
     IMAGE_TYPES,
     PROMPTS,

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("target", "inputs"), [("articles", 1000), ("pictures", 1000), ("panels", 100), ("captions", 400)]
+    ("target", "inputs"), [("articles", 400), ("pictures", 400), ("panels", 60), ("captions", 150)]
 )
 def test_damaged_inputs_are_read_or_refused(target, inputs, tmp_path):
     # A new interpreter, because children may inherit the peak memory of their parent.

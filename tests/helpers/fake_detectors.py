@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import TypeScore
 
 

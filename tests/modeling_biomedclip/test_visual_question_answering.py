@@ -9,7 +9,15 @@ from conftest import SMALL_CONFIG
 from helpers.commands import run_python
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoModelForVisualQuestionAnswering, BertConfig, pipeline
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForVisualQuestionAnswering,
+    BertConfig,
+    pipeline,
+)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertLayer
 
 from biomedclip import (
@@ -135,15 +143,23 @@ def test_padding_does_not_change_the_answer(model, attention):
     assert (seen - short).abs().max() > 1e-3, "words that are not masked do"
 
 
-@pytest.mark.slow
 def test_every_attention_gives_the_same_answer(model, tmp_path):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
+
+    AttentionInterface.register("counted", counted)
+    AttentionMaskInterface.register("counted", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     model.save_pretrained(tmp_path)
     expected = logits(model)
-    for attention in ("eager", "sdpa", "flex_attention"):
+    for attention in ("eager", "sdpa", "counted"):
         loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path, attn_implementation=attention)
         assert loaded.co_attention.text_layers[0].cross_attn.config._attn_implementation == attention
         # Float32: softmax and sums in another order.
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2 * 2 + 4 * 2, "each layer of both towers, and twice in each layer of both sides of the head"
 
 
 def test_the_answer_depends_on_the_question_and_on_the_image(model):

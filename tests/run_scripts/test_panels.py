@@ -160,9 +160,12 @@ def test_a_model_tells_the_type_of_each_crop_as_classify_does(figures, small_che
     for panel, crop in zip([*compound["panels"], *single["panels"]], crops, strict=True):
         of_crop = {row["label"]: row["probability"] for row in classified if row["file"] == str(crop)}
         of_group = {group: sum(of_crop[name] for name in names) for group, names in GROUPS.items()}
-        best = max(of_group, key=of_group.get)
-        assert (panel["group"], panel["group_score"]) == (best, pytest.approx(of_group[best], abs=1e-5))
-        assert panel["type"] == max(GROUPS[best], key=of_crop.get)
+        # Of names with the same unknown words, rounding decides which is the best.
+        assert of_group[panel["group"]] == pytest.approx(max(of_group.values()), abs=1e-5)
+        assert panel["group_score"] == pytest.approx(of_group[panel["group"]], abs=1e-5)
+        names = GROUPS[panel["group"]]
+        assert panel["type"] in names
+        assert of_crop[panel["type"]] == pytest.approx(max(of_crop[name] for name in names), abs=1e-5)
         assert panel["type_score"] == pytest.approx(of_crop[panel["type"]], abs=1e-5)
         first, second = sorted(of_crop.values())[:-3:-1]
         assert panel["type_margin"] == pytest.approx(first - second, abs=1e-5)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from biomedclip.processing import PanelDetectionImageProcessor
-from biomedclip.processing.panels.detection import Panel, PanelDetector, _in_reading_order, _snapped, pixel_box
+from biomedclip.processing.panels.detection import PanelDetector, _in_reading_order, _snapped
+from biomedclip.processing.panels.figure_panels import Panel, pixel_box
 
 
 SIDE = 16  # cells of a row

@@ -2,7 +2,7 @@
 
 import pytest
 
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.processing.panels.pairing import labels_for, split_for
 
 

@@ -16,7 +16,7 @@ from helpers.mirror_writer import build_set, dataset_files, figure_xml, interrup
 from PIL import Image, JpegImagePlugin
 
 from biomedclip.processing.images.reading import read_image
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import TypeScore
 from biomedclip.processing.pmc import stages, steps
 from biomedclip.processing.pmc.images import inspect_image

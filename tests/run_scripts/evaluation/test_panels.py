@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from biomedclip.processing.panels import SplitCaption, split_caption
 from biomedclip.processing.panels.annotations import AnnotatedCaption, AnnotatedFigure, AnnotatedPanel
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import GROUP_OF, IMAGE_TYPES, TypeScore
 from biomedclip.run_scripts.evaluation import panels as task
 from biomedclip.run_scripts.evaluation.caption_metrics import caption_metrics, word_similarity

@@ -11,7 +11,7 @@ from helpers.report_pages import HOSTILE, QUOTED, check_in_chromium, check_page,
 from PIL import Image
 
 from biomedclip.processing.panels.annotations import AnnotatedFigure, AnnotatedPanel
-from biomedclip.processing.panels.detection import FigurePanels, Panel
+from biomedclip.processing.panels.figure_panels import FigurePanels, Panel
 from biomedclip.processing.panels.image_types import GROUP_OF, TypeScore
 from biomedclip.run_scripts.evaluation.panel_metrics import MeasuredFigure, panel_metrics
 from biomedclip.run_scripts.evaluation.report.panels import (
