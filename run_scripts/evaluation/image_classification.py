@@ -16,10 +16,10 @@ from ..classification.calibrations import load_calibration
 from ..classification.classifiers import check_fine_tuned, load_classifier_model
 from ..classification.labels import check_known
 from .dual_encoders import DualEncoder
+from .embedded import embed_splits
 from .features import FEATURES, FeatureStore
 from .leaks import LEAKS_UNKNOWN, look_for_seen, report_leaks, validation_leaks
 from .reliability import decide, notes_on, own_calibration, scored, show_decisions, write_calibration
-from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
 from .zero_shot import (
     classification_metrics,
@@ -116,19 +116,14 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     options, test = run.options, run.data.test
     labels: list[str] = run.data.labels[run.model]
     classifier, store = load_classifier(run)
-    logits = store.images(test.images.images, test.images.names, test.fingerprint, features="logits")
-    validation, of_validation = run.data.validation, None
-    if validation is not None:
-        own = validation.images
-        of_validation = store.images(own.images, own.names, validation.fingerprint, features="logits")
-    corrupted = CorruptedFeatures.of(store, test.images, test.fingerprint, options, features="logits")
+    validation = run.data.validation
+    embedded = embed_splits(store, test, {"validation": validation}, options, features="logits")
     if not PartialState().is_main_process:
         return None
-    usable = test.images.select(logits.rows.tolist())
-    of_test, fitted_on, own = scored(logits.embeds, usable.labels, labels, usable.groups), None, None
-    if of_validation is not None:
-        own = validation.images.select(of_validation.rows.tolist())
-        fitted_on = scored(of_validation.embeds, own.labels, labels, own.groups)
+    usable, own = embedded.test.images, embedded.validation
+    of_test, fitted_on = scored(embedded.test.embeds, usable.labels, labels, usable.groups), None
+    if own is not None:
+        fitted_on = scored(own.embeds, own.images.labels, labels, own.images.groups)
     applied, applied_notes = None, list[str]()
     if not options.calibrate:
         applied, applied_notes = own_calibration(run.model, labels, classifier.weights, test.fingerprint)
@@ -139,9 +134,8 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     )
     show_classification(metrics, "Image classification")
     show_decisions(decided.results)
-    clean = of_test.logits, logits.rows.tolist()
-    metrics |= corrupted.measure(run, test.images, labels, clean, lambda embeds: embeds.numpy())
-    seen = look_for_seen(run.model, usable.images, None if own is None else own.images, options)
+    metrics |= embedded.robustness(run, labels, of_test.logits, lambda embeds: embeds.numpy())
+    seen = look_for_seen(run.model, usable.images, None if own is None else own.images.images, options)
     if fitted_on is not None:
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         source = fitted_source(validation, fitted_on) | seen.fitted_on
@@ -151,10 +145,9 @@ def evaluate_image_classification(run: Run) -> dict[str, Any] | None:
     notes += [*run.data.notes, *applied_notes, *notes_on(fitted_on, options, decided)]
     shared = validation_leaks(validation, test, options)
     notes += [*seen.notes, *shared.notes]
-    damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
-        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, **seen.data, **shared.data},
+        data=data_of(test, len(usable), embedded.damaged, notes) | {"leaks": leaks, **seen.data, **shared.data},
         metrics=metrics,
         paper={},
         paper_source="",

@@ -19,10 +19,9 @@ from biomedclip.processing.stratified import draw_fraction, hold_out, hold_out_g
 from .classification import measure_classification
 from .decision_options import given_decisions
 from .elevater import fit_elevater
-from .features import Features
+from .embedded import EmbeddedSplit, embed_splits
 from .leaks import report_leaks, validation_leaks
 from .reliability import Scored, decide, notes_on, show_decisions
-from .robustness import CorruptedFeatures
 from .run import Run, note_if_few_drawn
 from .statistics.fractions import MEASURED, drawn_fractions, show_probe, summarize_draws
 from .zero_shot import (
@@ -140,14 +139,13 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
     splits, notes = run.data
     test = splits[options.split]
     encoder, store = run.load()
-    features = {
-        split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
-        for split, read in splits.items()
-    }
-    corrupted = CorruptedFeatures.of(store, test.images, test.fingerprint, options, features=options.probe_features)
+    others = {name: benchmark for name, benchmark in splits.items() if name != options.split}
+    embedded = embed_splits(store, test, others, options, features=options.probe_features)
     if not PartialState().is_main_process:
         return None
-    labeled = {split: _labeled(read, features[split], test.classes) for split, read in splits.items()}
+    labeled = {
+        name: _labeled(split, test.classes) for name, split in {**embedded.others, options.split: embedded.test}.items()
+    }
     notes = list(notes)
     if options.protocol == "elevater":
         notes.append(f"Protocol of ELEVATER: see {PROBE_DOCS} for the differences from its toolkit.")
@@ -176,7 +174,7 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
         seed=options.seed,
     )
     show_probe(metrics, test.paper_of_linear_probe)
-    usable = test.images.select(features[options.split].rows.tolist())
+    usable = embedded.test.images
     measured = labeled[options.split]
     fitted_on = None
     if classifier is not None and given_decisions(options):
@@ -196,18 +194,16 @@ def evaluate_linear_probe(run: Run) -> dict[str, Any] | None:
             seed=options.seed,
         )
     if classifier is not None:
-        clean = scores, features[options.split].rows.tolist()
-        metrics |= corrupted.measure(run, test.images, test.classes, clean, classifier)
+        metrics |= embedded.robustness(run, test.classes, scores, classifier)
     leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
     shared = validation_leaks(splits.get("validation"), test, options)
-    damaged = [entry for split in splits for entry in features[split].damaged]
     notes += [*note_if_few_drawn(len(usable), usable.groups), *notes_on_fit(metrics["by_fraction"])]
     notes += [*notes_on(fitted_on, options, decided), *shared.notes]
     if fitted_on is not None:
         notes.append(SAME_VALIDATION)
     return run.write(
         encoder,
-        data=data_of(test, metrics["images"], damaged, notes) | {"leaks": leaks, **shared.data},
+        data=data_of(test, metrics["images"], embedded.damaged, notes) | {"leaks": leaks, **shared.data},
         metrics=metrics,
         paper=test.paper_of_linear_probe,
         paper_source="BiomedCLIP, linear probe, read off the figure" if test.paper_of_linear_probe else "",
@@ -261,12 +257,11 @@ def notes_on_fit(by_fraction: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _labeled(benchmark: ClassificationBenchmark, features: Features, classes: Sequence[str]) -> LabeledFeatures:
-    """Return the images of a split that could be embedded, with their class indices."""
+def _labeled(split: EmbeddedSplit, classes: Sequence[str]) -> LabeledFeatures:
+    """Return the features of a split with their class indices."""
     number_of = {label: number for number, label in enumerate(classes)}
-    kept = benchmark.images.select(features.rows.tolist())
-    labels = np.array([number_of[label] for label in kept.labels])
-    return LabeledFeatures(features.embeds.numpy(), labels, kept.groups)
+    labels = np.array([number_of[label] for label in split.images.labels])
+    return LabeledFeatures(split.embeds.numpy(), labels, split.images.groups)
 
 
 def probe_with_scores(

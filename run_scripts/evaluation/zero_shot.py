@@ -19,15 +19,11 @@ from ..cli.reporting import UNDEFINED, say_undefined, show_table
 from .classification import measure_classification
 from .decision_options import given_decisions
 from .dual_encoders import DualEncoder
+from .embedded import embed_splits
 from .leaks import validation_leaks
 from .predictions import Predictions, softmax_predictions
 from .reliability import Scored, decide, notes_on, scored, show_decisions, write_calibration
-from .robustness import (
-    CorruptedFeatures,
-    paraphrases,
-    show_paraphrases,
-    summarize_paraphrases,
-)
+from .robustness import paraphrases, show_paraphrases, summarize_paraphrases
 from .run import Run, metric_words, note_if_few_drawn
 from .subgroups import measure_subgroups, show_subgroups
 
@@ -109,27 +105,20 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
     """Evaluate zero-shot classification. The first process writes and returns the results."""
     options, (benchmark, validation) = run.options, run.data
     encoder, store = run.load()
-    images = benchmark.images
-    features = store.images(images.images, images.names, benchmark.fingerprint)
-    of_validation = None
-    if validation is not None:
-        own = validation.images
-        of_validation = store.images(own.images, own.names, validation.fingerprint)
-    corrupted = CorruptedFeatures.of(store, images, benchmark.fingerprint, options)
+    embedded = embed_splits(store, benchmark, {"validation": validation}, options)
     if not PartialState().is_main_process:
         return None
-    usable = images.select(features.rows.tolist())
+    usable, embeds, own = embedded.test.images, embedded.test.embeds, embedded.validation
 
     def scores_of(embeds: torch.Tensor, templates: Sequence[str] = benchmark.templates) -> np.ndarray:
         names = benchmark.class_names
         return zero_shot_scores(encoder, embeds, names, templates, max_length=options.max_length).double().numpy()
 
     classes = benchmark.classes
-    test = scored(scores_of(features.embeds), usable.labels, classes, usable.groups)
+    test = scored(scores_of(embeds), usable.labels, classes, usable.groups)
     fitted_on = None
-    if validation is not None and of_validation is not None:
-        own = validation.images.select(of_validation.rows.tolist())
-        fitted_on = scored(scores_of(of_validation.embeds), own.labels, classes, own.groups)
+    if validation is not None and own is not None:
+        fitted_on = scored(scores_of(own.embeds), own.images.labels, classes, own.images.groups)
     decided = decide(test, fitted_on, classes, options, positive=benchmark.positive)
     scores = torch.from_numpy(test.logits / decided.temperature)
     metrics = classification_metrics(
@@ -150,11 +139,11 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         }
         source = fitted_source(validation, fitted_on)
         write_calibration(decided, [run.output_dir], classes, encoder.weights, source, prompts)
-    metrics |= corrupted.measure(run, images, classes, (test.logits, features.rows.tolist()), scores_of)
+    metrics |= embedded.robustness(run, classes, test.logits, scores_of)
     if options.prompt_sensitivity:
         values = {}
         for template in paraphrases()["templates"]:
-            found = torch.from_numpy(scores_of(features.embeds, [template]))
+            found = torch.from_numpy(scores_of(embeds, [template]))
             values[template] = classification_metrics(found, usable.labels, classes, resamples=0)["accuracy"]
         metrics["prompt_sensitivity"] = summarize_paraphrases("accuracy", values)
         show_paraphrases(metrics["prompt_sensitivity"])
@@ -165,7 +154,7 @@ def evaluate_zero_shot(run: Run) -> dict[str, Any] | None:
         data=data_of(
             benchmark,
             len(usable),
-            features.damaged + (of_validation.damaged if of_validation else []),
+            embedded.damaged,
             [
                 *notes_on_class_names(benchmark),
                 *note_if_few_drawn(len(usable), usable.groups),

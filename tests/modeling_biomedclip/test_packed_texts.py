@@ -27,6 +27,7 @@ from biomedclip.processing import ContrastiveCollator
 
 
 LENGTHS = [5, 9, 2, 9, 1, 7]
+STEPS = 3
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def train(small_processor, tmp_path):
         args = ContrastiveTrainingArguments(
             output_dir=str(tmp_path / folder),
             disable_tqdm=True,
-            max_steps=4,
+            max_steps=STEPS,
             per_device_train_batch_size=16,
             logging_steps=1,
             save_strategy="no",
@@ -280,7 +281,7 @@ def test_losses_and_trained_weights_equal_those_with_padding(train, small_model,
     ours, theirs = (
         [entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (packed, with_padding)
     )
-    assert len(ours) == 4 and len(set(ours)) == 4
+    assert len(ours) == STEPS and len(set(ours)) == STEPS
     norms = [run.state.log_history[0]["grad_norm"] for run in (packed, with_padding)]
     assert norms[0] == pytest.approx(norms[1], rel=10 * tolerance)
     assert ours == pytest.approx(theirs, rel=tolerance)

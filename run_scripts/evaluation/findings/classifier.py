@@ -16,10 +16,10 @@ from biomedclip.processing.images.labeled import ALL_ARE_TEST
 
 from ...classification.classifiers import check_fine_tuned
 from ..decision_options import given_decisions
+from ..embedded import embed_splits
 from ..image_classification import check_calibrations, load_classifier
 from ..leaks import LEAKS_UNKNOWN, look_for_seen, report_leaks, validation_leaks
 from ..reliability import own_calibration
-from ..robustness import CorruptedFeatures
 from ..run import Run
 from ..zero_shot import data_of
 from .decisions import ScoredFindings, write_findings_calibration
@@ -92,49 +92,43 @@ def _check_same_findings(findings: Sequence[str], labels: Sequence[str], data: s
 def evaluate_classified_findings(run: Run) -> dict[str, Any] | None:
     """Evaluate a fine-tuned classifier of findings. The first process writes and returns the results."""
     options, test = run.options, run.data.test
-    images, labels = test.images, run.data.labels[run.model]
+    labels = run.data.labels[run.model]
     classifier, store = load_classifier(run)
-    logits = store.images(images.images, images.names, test.fingerprint, features="logits")
-    validation, of_validation = run.data.validation, None
-    if validation is not None:
-        own = validation.images
-        of_validation = store.images(own.images, own.names, validation.fingerprint, features="logits")
-    corrupted = CorruptedFeatures.of(store, images, test.fingerprint, options, features="logits")
+    validation = run.data.validation
+    embedded = embed_splits(store, test, {"validation": validation}, options, features="logits")
     if not PartialState().is_main_process:
         return None
-    usable = images.select(logits.rows.tolist())
-    order = [labels.index(name) for name in images.findings]
+    usable, own = embedded.test.images, embedded.validation
+    order = [labels.index(name) for name in usable.findings]
 
     def scores_of(embeds: torch.Tensor) -> np.ndarray:
         """Return the log-odds in the order of the findings of the data."""
         return embeds[:, order].double().numpy()
 
-    scores = scores_of(logits.embeds)
+    scores = scores_of(embedded.test.embeds)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Classification of findings, {len(usable):,} images", metrics)
-    fitted_on, own = None, None
-    if of_validation is not None:
-        own = validation.images.select(of_validation.rows.tolist())
-        fitted_on = ScoredFindings(scores_of(of_validation.embeds), own.targets, own.groups)
+    fitted_on = None
+    if own is not None:
+        fitted_on = ScoredFindings(scores_of(own.embeds), own.images.targets, own.images.groups)
     applied, applied_notes = None, list[str]()
     if not options.calibrate:
         applied, applied_notes = own_calibration(run.model, labels, classifier.weights, test.fingerprint)
     concluded = conclude(options, usable, scores, fitted_on, applied=applied)
-    seen = look_for_seen(run.model, usable.images, None if own is None else own.images, options)
+    seen = look_for_seen(run.model, usable.images, None if own is None else own.images.images, options)
     if fitted_on is not None:
         source = {"data": validation.path, "fingerprint": validation.fingerprint, "images": len(fitted_on.targets)}
         source |= seen.fitted_on
         folders = [run.output_dir, *([Path(run.model)] if Path(run.model).is_dir() else [])]
         write_findings_calibration(concluded.decided, folders, labels, classifier.weights, source)
-    metrics |= corrupted.measure(run, images, images.findings, (scores, logits.rows.tolist()), scores_of)
+    metrics |= embedded.robustness(run, usable.findings, scores, scores_of)
     leaks = report_leaks(run.data.train, test)
     shared = validation_leaks(validation, test, options)
     notes = [*notes_of(test, usable.groups), *run.data.notes, *seen.notes]
     notes += [*applied_notes, *concluded.notes, *shared.notes]
-    damaged = logits.damaged + (of_validation.damaged if of_validation else [])
     return run.write(
         classifier,
-        data=data_of(test, len(usable), damaged, notes) | {"leaks": leaks, **seen.data, **shared.data},
+        data=data_of(test, len(usable), embedded.damaged, notes) | {"leaks": leaks, **seen.data, **shared.data},
         metrics=metrics,
         paper={},
         paper_source="",

@@ -16,6 +16,7 @@ from biomedclip.processing.stratified import draw_fraction
 from ...cli.reporting import show_table
 from ..classification import Curve
 from ..decision_options import given_decisions
+from ..embedded import embed_splits
 from ..leaks import report_leaks, validation_leaks
 from ..linear_probe import (
     FRACTIONS,
@@ -29,7 +30,6 @@ from ..linear_probe import (
     notes_on_fit,
     standardization,
 )
-from ..robustness import CorruptedFeatures
 from ..run import Run
 from ..statistics.fractions import drawn_fractions, summarize_draws, summary_cells
 from ..zero_shot import data_of
@@ -53,17 +53,13 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
     options, splits = run.options, run.data
     test = splits[options.split]
     encoder, store = run.load()
-    features = {
-        split: store.images(read.images.images, read.images.names, read.fingerprint, features=options.probe_features)
-        for split, read in splits.items()
-    }
-    corrupted = CorruptedFeatures.of(store, test.images, test.fingerprint, options, features=options.probe_features)
+    others = {name: benchmark for name, benchmark in splits.items() if name != options.split}
+    embedded = embed_splits(store, test, others, options, features=options.probe_features)
     if not PartialState().is_main_process:
         return None
-    kept = {split: read.images.select(features[split].rows.tolist()) for split, read in splits.items()}
     labeled = {
-        split: LabeledFeatures(features[split].embeds.numpy(), images.targets, images.groups)
-        for split, images in kept.items()
+        name: LabeledFeatures(split.embeds.numpy(), split.images.targets, split.images.groups)
+        for name, split in {**embedded.others, options.split: embedded.test}.items()
     }
     draws = options.draws or PROBE_DRAWS
     metrics, classifier = probe_findings(
@@ -81,9 +77,8 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
     if given_decisions(options):
         of_validation = labeled["validation"]
         fitted_on = ScoredFindings(classifier(of_validation.features), of_validation.labels, of_validation.groups)
-    concluded = conclude(options, kept[options.split], scores, fitted_on)
-    clean = scores, features[options.split].rows.tolist()
-    metrics |= corrupted.measure(run, test.images, test.images.findings, clean, classifier)
+    concluded = conclude(options, embedded.test.images, scores, fitted_on)
+    metrics |= embedded.robustness(run, test.images.findings, scores, classifier)
     notes = notes_of(test, labeled[options.split].groups) + notes_on_fit(metrics["by_fraction"]) + concluded.notes
     if fitted_on is not None:
         notes.append(SAME_VALIDATION)
@@ -91,10 +86,9 @@ def evaluate_findings_probe(run: Run) -> dict[str, Any] | None:
         notes.append("The regularization was chosen on the measured split.")
     leaks = report_leaks(splits["train"] if options.find_leaks else None, test)
     shared = validation_leaks(splits["validation"], test, options)
-    damaged = [entry for split in splits for entry in features[split].damaged]
     return run.write(
         encoder,
-        data=data_of(test, metrics["images"], damaged, notes + shared.notes) | {"leaks": leaks, **shared.data},
+        data=data_of(test, metrics["images"], embedded.damaged, notes + shared.notes) | {"leaks": leaks, **shared.data},
         metrics=metrics,
         paper={},
         paper_source="",

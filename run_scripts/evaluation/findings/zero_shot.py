@@ -18,9 +18,10 @@ from ...classification.calibrations import Calibration
 from ...embedding.encoders import label_embeds
 from ..decision_options import given_decisions
 from ..dual_encoders import DualEncoder
+from ..embedded import embed_splits
 from ..leaks import validation_leaks
 from ..predictions import Predictions
-from ..robustness import CorruptedFeatures, paraphrases, show_paraphrases, summarize_paraphrases
+from ..robustness import paraphrases, show_paraphrases, summarize_paraphrases
 from ..run import Run, note_if_few_drawn
 from ..zero_shot import data_of
 from .decisions import DecidedFindings, ScoredFindings, decide_findings, notes_on_findings, show_finding_decisions
@@ -82,33 +83,26 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
     """Evaluate zero-shot classification of findings. The first process writes and returns the results."""
     options, benchmark, validation = run.options, run.data.test, run.data.validation
     encoder, store = run.load()
-    images = benchmark.images
-    features = store.images(images.images, images.names, benchmark.fingerprint)
-    of_validation = None
-    if validation is not None:
-        own = validation.images
-        of_validation = store.images(own.images, own.names, validation.fingerprint)
-    corrupted = CorruptedFeatures.of(store, images, benchmark.fingerprint, options)
+    embedded = embed_splits(store, benchmark, {"validation": validation}, options)
     if not PartialState().is_main_process:
         return None
-    usable = images.select(features.rows.tolist())
+    usable, embeds, own = embedded.test.images, embedded.test.embeds, embedded.validation
 
     def score(embeds: torch.Tensor, prompts: Mapping[str, Pair] = benchmark.prompts) -> np.ndarray:
         return score_pairs(encoder, embeds, prompts, max_length=options.max_length)
 
-    scores = score(features.embeds)
+    scores = score(embeds)
     fitted_on = None
-    if validation is not None and of_validation is not None:
-        own = validation.images.select(of_validation.rows.tolist())
-        fitted_on = ScoredFindings(score(of_validation.embeds), own.targets, own.groups)
+    if own is not None:
+        fitted_on = ScoredFindings(score(own.embeds), own.images.targets, own.images.groups)
     metrics = measure_findings(scores, usable.targets, usable.findings, groups=usable.groups, seed=options.seed)
     show_findings(f"Zero-shot classification of findings, {len(usable):,} images", metrics)
     concluded = conclude(options, usable, scores, fitted_on, zero_shot=True)
-    metrics |= corrupted.measure(run, images, images.findings, (scores, features.rows.tolist()), score)
+    metrics |= embedded.robustness(run, usable.findings, scores, score)
     if options.prompt_sensitivity:
         values = {}
         for positive, negative in paraphrases()["pairs"]:
-            found = score(features.embeds, with_templates(benchmark.prompts, positive, negative))
+            found = score(embeds, with_templates(benchmark.prompts, positive, negative))
             measured = measure_findings(found, usable.targets, usable.findings, resamples=0)
             values[f"{positive} / {negative}"] = measured["auroc"]
         metrics["prompt_sensitivity"] = summarize_paraphrases("auroc", values)
@@ -119,7 +113,7 @@ def evaluate_findings(run: Run) -> dict[str, Any] | None:
         data=data_of(
             benchmark,
             len(usable),
-            features.damaged + (of_validation.damaged if of_validation else []),
+            embedded.damaged,
             notes_of(benchmark, usable.groups) + concluded.notes + shared.notes,
         )
         | shared.data,

@@ -636,12 +636,12 @@ def tasks(run, pictures, small_checkpoint, tmp_path, monkeypatch):
 def test_ray_gives_the_shards_of_one_process(tasks):
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
-    options = ("--executor", "ray", "--tasks", "3", "--workers", "1", "--memory-gb", "1")
+    options = ("--executor", "ray", "--tasks", "2", "--workers", "1", "--memory-gb", "1")
     result, folder = tasks("ray", *options, environment=environment)
     assert result.returncode == 1 and "2 of 26 items could not be read" in result.stderr, result.stderr[-3000:]
     assert files_of(folder) == files_of(folder.parent / "out")
     (record,) = runs_of(folder)
-    assert (record["executor"], record["processes"]) == ("ray", 3)
+    assert (record["executor"], record["processes"]) == ("ray", 2)
     assert record["device"] == runs_of(folder.parent / "out")[0]["device"]
 
 

@@ -134,7 +134,7 @@ def in_memory(monkeypatch) -> list[int]:
     def reading(*arguments):
         counts.append(sum(features() is not None for features in known))
         found = read(*arguments)
-        known.append(weakref.ref(found))
+        known.append(weakref.ref(found.embeds))
         return found
 
     monkeypatch.setattr(features_module, "_read_all", reading)
