@@ -27,7 +27,7 @@ from biomedclip.processing import ContrastiveCollator
 
 
 LENGTHS = [5, 9, 2, 9, 1, 7]
-STEPS = 3
+STEPS = 4
 
 
 @pytest.fixture
