@@ -51,6 +51,7 @@ def _train(folder: Path, resume: bool = False, **options) -> dict:
         max_steps=4,
         logging_steps=1,
         learning_rate=1e-3,
+        adam_epsilon=1e-4,  # the default turns the rounding of a small gradient into a step
         report_to="none",
         disable_tqdm=True,
         **options if "save_steps" in options else {"save_strategy": "no"} | options,

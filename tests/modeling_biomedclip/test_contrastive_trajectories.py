@@ -30,6 +30,7 @@ WAYS = {
 def trajectory(built, folder, loss, processes, pairs, mini_batch):
     """Return the losses of each step and the final weights of a run."""
     options = {"train_data": built, "model_config": MODEL, "loss": loss, "max_steps": STEPS, "learning_rate": 1e-3}
+    options["adam_epsilon"] = 1e-4  # the default turns the rounding of a small gradient into a step
     options |= {"batch_size": None, "per_device_train_batch_size": pairs, "mini_batch_size": mini_batch}
     if processes == 1:
         train(folder, **options, use_cpu="true")
