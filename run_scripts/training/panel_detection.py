@@ -234,33 +234,27 @@ def measure_drawn(trainer: SupervisedTrainer, drawn: DrawnFigures) -> dict[str, 
             truth.append([panel.box for panel in figure.panels])
             compound.append(figure.is_compound)
             advance(1)
-    boxes = [[panel.box for panel in panels.panels] for panels in found]
-    of_panels = judge(boxes, [[panel.score for panel in panels.panels] for panels in found], truth)
+    of_panels = judge(
+        [[panel.box for panel in figure.panels] for figure in found],
+        [[panel.score for panel in figure.panels] for figure in found],
+        truth,
+    )
     return {
         "figures": len(drawn),
         "average_precision": average_precision(
-            [boxes["boxes"].tolist() for boxes in candidates], [boxes["scores"].tolist() for boxes in candidates], truth
+            [of_figure["boxes"].tolist() for of_figure in candidates],
+            [of_figure["scores"].tolist() for of_figure in candidates],
+            truth,
         ),
         "average_precision_of_panels": of_panels.average_precision(),
         "recall": float(of_panels.found.sum() / of_panels.gold.sum()),
         "precision": float(of_panels.found.mean()),
-        "compound_accuracy": float(np.mean([panels.compound for panels in found] == np.array(compound))),
+        "compound_accuracy": float(np.mean([figure.compound for figure in found] == np.array(compound))),
     }
 
 
 def show_results(results: Mapping[str, Any]) -> None:
     """Print the scores on drawn figures, and the cost of the training."""
-    names = (
-        "figures",
-        "average_precision",
-        "average_precision_of_panels",
-        "recall",
-        "precision",
-        "compound_accuracy",
-    )
-    rows = [
-        (f"validation {name.replace('_', ' ')}", results["validation"][name])
-        for name in names
-        if "validation" in results
-    ]
+    validation = results.get("validation", {})
+    rows = [(f"validation {name.replace('_', ' ')}", value) for name, value in validation.items()]
     show_table("Panel detection", [*rows, *cost_rows(results)], ["", "value"])

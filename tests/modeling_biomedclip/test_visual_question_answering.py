@@ -143,6 +143,7 @@ def test_padding_does_not_change_the_answer(model, attention):
     assert (seen - short).abs().max() > 1e-3, "words that are not masked do"
 
 
+@pytest.mark.slow
 def test_every_attention_gives_the_same_answer(model, tmp_path):
     calls = []
 
@@ -154,7 +155,7 @@ def test_every_attention_gives_the_same_answer(model, tmp_path):
     AttentionMaskInterface.register("counted", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     model.save_pretrained(tmp_path)
     expected = logits(model)
-    for attention in ("eager", "sdpa", "counted"):
+    for attention in ("eager", "sdpa", "flex_attention", "counted"):
         loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path, attn_implementation=attention)
         assert loaded.co_attention.text_layers[0].cross_attn.config._attn_implementation == attention
         # Float32: softmax and sums in another order.

@@ -13,7 +13,7 @@ from biomedclip.run_scripts.training.models import lock_image_tower
 
 
 TEXT_LENGTH, PAIRS = 96, 16
-PAIRS_IN_BF16 = 4  # whose products are slow on CPUs without instructions for it
+PAIRS_IN_BF16 = 4  # fewer, because CPUs without bfloat16 instructions are slow
 
 
 def wide_model(patch_dropout: float = 0.0, locked: bool = False) -> BiomedCLIPModel:
