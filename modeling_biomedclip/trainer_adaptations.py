@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
 
 from .argument_rules import check_accelerator, check_training_arguments
+from .freed_memory import keep_freed_memory
 
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class AdaptedTrainer(Trainer):
             )
         # Otherwise, Trainer would run one more step.
         self.is_finished = self._has_all_steps(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint, **kwargs)
+        with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
+            output = super().train(resume_from_checkpoint, **kwargs)
         # The run may have been killed between writing its last checkpoint and removing older ones.
         self._remove_old_checkpoints(self._get_output_dir(kwargs.get("trial")))
         return output

@@ -10,8 +10,12 @@ For P parameters, T of them trained, in bytes:
 For each pair in memory, an encoder of L layers with N tokens, width H and feed-forward width I keeps:
 
     block        N (32 H + 8 I) in float32, N (24 H + 4 I) under bf16 autocast
-    encoder      L blocks, or with gradient checkpointing 4 L N H for the inputs of the blocks, and one block
+    encoder      L blocks
     ends         8 N H and the pixels
+
+With gradient checkpointing, it keeps the inputs of attention and MLP of each block, which are 8 N H for images, and
+18 N H for texts, with the inputs of LayerNorm and the masks of dropout. An MLP is recomputed at a time: N (8 H + 8 I)
+in float32, N (8 H + 4 I) under bf16 autocast. CLIP keeps 4 N H and recomputes whole blocks.
 
 A locked encoder keeps one block at a time. For a batch of B pairs with embeddings of width D:
 
@@ -26,7 +30,11 @@ fragmentation of the allocator and the data loader are not included.
 from typing import Any
 
 from biomedclip.contrastive_loss import LOGITS_AT_ONCE
-from biomedclip.modeling_biomedclip import patches_kept
+from biomedclip.modeling_biomedclip import BiomedCLIPTextModel, BiomedCLIPVisionModel, patches_kept
+
+
+# Bytes that a block keeps for each token and unit of its width with gradient checkpointing.
+_CHECKPOINTED = {BiomedCLIPVisionModel: 8, BiomedCLIPTextModel: 18}
 
 
 def estimate_memory(
@@ -57,9 +65,13 @@ def estimate_memory(
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
             locked = max(locked, block)
             continue
-        per_layer = 4 * tokens * hidden if checkpointing else block
-        kept += config.num_hidden_layers * per_layer + 8 * tokens * hidden + 4 * inputs
-        recomputed = max(recomputed, block if checkpointing else 0)
+        layer = block
+        if checkpointing:
+            bytes_per_value = _CHECKPOINTED.get(type(encoder))
+            layer = tokens * hidden * (bytes_per_value or 4)
+            recomputed_at_once = tokens * (8 * hidden + (4 if bf16 else 8) * intermediate) if bytes_per_value else block
+            recomputed = max(recomputed, recomputed_at_once)
+        kept += config.num_hidden_layers * layer + 8 * tokens * hidden + 4 * inputs
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     rows = max(1, min(batch_size // processes, LOGITS_AT_ONCE // batch_size))

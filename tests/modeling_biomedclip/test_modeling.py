@@ -3,6 +3,8 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -107,8 +109,60 @@ def test_gradient_checkpointing_changes_no_gradient(small_model, batch):
     plain = gradients()
     small_model.gradient_checkpointing_enable()
     checkpointed = gradients()
-    assert small_model.vision_model.layers[0].gradient_checkpointing
+    first = small_model.vision_model.layers[0]
+    assert first.self_attn.gradient_checkpointing and first.mlp.gradient_checkpointing
     assert all(same(a, b) for a, b in zip(plain, checkpointed, strict=True))
+
+
+def test_gradient_checkpointing_does_not_repeat_the_last_products_of_attention_and_mlp(batch):
+    wide = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4, "num_hidden_layers": 2}
+    model = BiomedCLIPModel(BiomedCLIPConfig(vision_config=wide | {"image_size": 32}, text_config=wide)).train()
+
+    def operations() -> int:
+        with FlopCounterMode(display=False) as counted:
+            model(**batch, return_loss=True).loss.backward()
+        return counted.get_total_flops()
+
+    plain = operations()
+    model.gradient_checkpointing_enable()
+    # 7 of the 12 products of a block, each of which is computed three times without checkpointing. The ends of the
+    # model are computed once.
+    repeated = operations() / plain - 1
+    assert 0.1 < repeated < 7 / 36
+
+
+@pytest.mark.parametrize(
+    ("mask", "dtype"),
+    [
+        (None, torch.float32),
+        (torch.ones(2, 1, 5, 5, dtype=torch.bool), torch.float32),
+        (torch.zeros(5, 5, dtype=torch.bfloat16), torch.bfloat16),  # torch wants such masks in the type of the states
+    ],
+    ids=["no mask", "boolean", "added"],
+)
+def test_attention_is_trained_in_float32_where_bfloat16_would_be_slow(small_model, mask, dtype):
+    attention = small_model.text_model.layers[0].self_attn
+    states = torch.randn(2, 5, 32, requires_grad=True)
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.nn.functional.scaled_dot_product_attention:
+                seen.append(args[0].dtype)
+            return function(*args, **kwargs or {})
+
+    def run() -> torch.Tensor:
+        with Watch(), torch.autocast("cpu", torch.bfloat16):
+            return attention(states, mask)[0]
+
+    in_bfloat16 = run()  # as in inference
+    small_model.train()
+    trained = run()
+    assert seen == [torch.bfloat16, dtype]
+    assert trained.dtype == torch.bfloat16
+    torch.testing.assert_close(trained, in_bfloat16, rtol=0.02, atol=0.01)  # 8 bits of precision
+    with torch.no_grad():
+        assert same(run(), trained), "cached gradients need equal values without gradients"
 
 
 def test_images_of_another_size_need_interpolation(small_model):

@@ -200,7 +200,7 @@ def test_gradients_are_the_same_with_checkpointing(model):
         torch.manual_seed(0)
         model(**questions(), labels=torch.tensor([0, 1, 2])).loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-    assert model.co_attention.text_layers[0].gradient_checkpointing
+    assert model.co_attention.text_layers[0].cross_attn.gradient_checkpointing
     for name, gradient in gradients[0].items():
         assert torch.equal(gradients[1][name], gradient), name
         assert gradient.abs().max() > 0, name

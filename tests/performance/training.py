@@ -6,10 +6,11 @@ curve: fifty steps from the same weights on the same batches, in float32 without
     and a BERT of two layers. open_clip runs a second time with the pairs of each batch in another order. This changes
     only the order of its sums, and shows by how much two equal runs can differ.
 speed: the published size with random weights and the published dropout, `--batch-size` real captions and images, in
-    float32 and bfloat16 autocast. Each way runs in a process of its own, in turns. Every round has its own batch,
-    after a step of a few pairs that warms up. Seconds are wall time on an idle machine or, with --shared-machine,
-    processor time with one thread. open_clip pads texts to 256 tokens, biomedclip computes real tokens only. The bound
-    is the matrix products of the model without padding. LoRA is compared with open_clip's training of all weights.
+    float32 and bfloat16 autocast. Each way runs in a process of its own, in turns. Every round has its own batch, and
+    times its third step: in the first two, the process gets its memory, and the optimizer its moments. Seconds are wall
+    time on an idle machine or, with --shared-machine, processor time with one thread. open_clip pads texts to 256
+    tokens, biomedclip computes real tokens only. The bound is the matrix products of the model without padding. LoRA is
+    compared with open_clip's training of all weights.
 """
 
 import argparse
@@ -177,7 +178,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
         del model
         for turn in tqdm(range(options.rounds), desc="rounds"):
             for name, run in ways.items():
-                run.pairs = [[turn, max(2, mini)], [turn, options.batch_size]]  # the first one warms up
+                run.pairs = [[turn, options.batch_size]] * 3
                 run.processor_time = options.shared_machine
                 found = run_in_a_process(folder, run, **threads)
                 results["ways"][name]["samples_per_second"].append(options.batch_size / found["seconds"][-1])
