@@ -80,8 +80,9 @@ def weight_differences(folder, name: str) -> dict[str, float]:
 def test_each_step_of_the_shipped_recipe_has_the_loss_of_open_clip(theirs, ours):
     assert len(set(theirs["losses"])) == STEPS
     # Texts are padded to 20 tokens instead of 32, and q, k and v are three products instead of one, which changes the
-    # order of sums: up to 6e-7. Half the weight decay gives 4e-5, another epsilon or beta more.
-    assert ours["losses"] == pytest.approx(theirs["losses"], rel=5e-6)
+    # order of sums. After a step of AdamW, losses differ by up to 6e-7 on one CPU and 6e-6 on another. Half the weight
+    # decay gives 4e-5, another epsilon or beta more.
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1.5e-5)
 
 
 def test_the_trained_weights_of_the_shipped_recipe_are_those_of_open_clip(folder, theirs, ours):
