@@ -109,7 +109,7 @@ class BiomedCLIPAttention(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         key_value_states: torch.Tensor | None = None,
-        pre_norm: nn.Module | None = None,
+        pre_norm: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if pre_norm is not None:
@@ -167,7 +167,9 @@ class BiomedCLIPAttention(GradientCheckpointingLayer):
 class BiomedCLIPMLP(GradientCheckpointingLayer, CLIPMLP):
     """Feed-forward module. `pre_norm` is applied to the hidden states first."""
 
-    def forward(self, hidden_states: torch.Tensor, pre_norm: nn.Module | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, pre_norm: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         return super().forward(hidden_states if pre_norm is None else pre_norm(hidden_states))
 
 
@@ -191,9 +193,10 @@ class BiomedCLIPVisionLayer(BiomedCLIPEncoderLayer):
     """Pre-LayerNorm block of ViT."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention_output, _ = self.self_attn(hidden_states, pre_norm=self.layer_norm1, **kwargs)
+        # Methods, because accelerate would move modules among the arguments to the device of attention and MLP.
+        attention_output, _ = self.self_attn(hidden_states, pre_norm=self.layer_norm1.__call__, **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
-        mlp_output = self.mlp(hidden_states, pre_norm=self.layer_norm2)
+        mlp_output = self.mlp(hidden_states, pre_norm=self.layer_norm2.__call__)
         return hidden_states + self.dropout(mlp_output)
 
 
@@ -973,9 +976,7 @@ class BiomedCLIPCoAttentionLayer(nn.Module):
     ) -> torch.Tensor:
         attention_output, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
         hidden_states = self.layer_norm1(self.dropout(attention_output) + hidden_states)
-        attention_output, _ = self.cross_attn(
-            hidden_states, other_attention_mask, key_value_states=other_states, **kwargs
-        )
+        attention_output, _ = self.cross_attn(hidden_states, other_attention_mask, other_states, **kwargs)
         hidden_states = self.layer_norm2(self.dropout(attention_output) + hidden_states)
         mlp_output = self.mlp(hidden_states)
         return self.layer_norm3(self.dropout(mlp_output) + hidden_states)

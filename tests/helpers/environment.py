@@ -8,7 +8,7 @@ accounts, and the rank of this process. Importing this module removes them.
 import os
 
 
-PREFIXES = ("ACCELERATE_", "FSDP_", "RAY_", "SLURM_", "TORCHELASTIC_", "WANDB_")
+PREFIXES = ("ACCELERATE_", "FSDP_", "GLIBC_", "MALLOC_", "RAY_", "SLURM_", "TORCHELASTIC_", "WANDB_")
 NAMES = {
     *("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     *("BIOMEDCLIP_DEBUG", "FORCE_COLOR", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR", "TTY_COMPATIBLE"),
