@@ -136,9 +136,9 @@ class BiomedCLIPAttention(GradientCheckpointingLayer):
         return self.out_proj(attention_output), attention_weights
 
     def trains_slowly(self, query: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-        """Return whether training would be faster in float32.
+        """Return whether to compute attention in float32 instead of bfloat16.
 
-        This is so for bfloat16 on a CPU: the backward pass of torch's attention takes several times as long.
+        On a CPU, the backward pass of torch's attention takes several times as long in bfloat16.
         """
         if not self.training or query.device.type != "cpu" or query.dtype != torch.bfloat16:
             return False
@@ -176,8 +176,8 @@ class BiomedCLIPMLP(GradientCheckpointingLayer, CLIPMLP):
 class BiomedCLIPEncoderLayer(nn.Module):
     """Modules of a transformer block. The subclasses differ in the position of LayerNorm.
 
-    Gradient checkpointing keeps the inputs of attention and MLP. Neither the attention's output projection nor the
-    second layer of the MLP, which are 5 of the 12 products of a block, is computed again.
+    Gradient checkpointing keeps the inputs of attention and MLP. The output projection of attention and the second
+    layer of the MLP, 5 of the 12 matrix products of a block, are not recomputed.
     """
 
     def __init__(self, config: BiomedCLIPTextConfig | BiomedCLIPVisionConfig):
@@ -193,7 +193,7 @@ class BiomedCLIPVisionLayer(BiomedCLIPEncoderLayer):
     """Pre-LayerNorm block of ViT."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        # Methods, because accelerate would move modules among the arguments to the device of attention and MLP.
+        # Bound methods, because accelerate would move a module passed as an argument to the device of the callee.
         attention_output, _ = self.self_attn(hidden_states, pre_norm=self.layer_norm1.__call__, **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
         mlp_output = self.mlp(hidden_states, pre_norm=self.layer_norm2.__call__)

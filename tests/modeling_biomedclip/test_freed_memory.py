@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -44,8 +45,9 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def measured():
+    @cache
     def run(**environment):
         if not hasattr(os, "confstr") or not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
             pytest.skip("only glibc returns large blocks at once")
